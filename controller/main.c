@@ -1,0 +1,50 @@
+/* main.c - the weir program: a table of subcommands. */
+#include <stdio.h>
+#include <string.h>
+
+#include "controller/commands.h"
+#include "predictor/version.h"
+
+static const struct {
+    const char *name, *summary;
+    int (*main)(int argc, char **argv);
+} commands[] = {
+    {"replay", "run a recorded trace through one or more policies and compare them", replay_main},
+    {"gen", "write a synthetic trace", gen_main},
+    {"check", "check stack files; --help lists every key", check_main},
+    {"profile", "derive a step-time profile from a model's config.json and a GPU", profile_main},
+    {"policies", "list the policies, their sources and their knobs", policies_main},
+};
+
+#define N_COMMANDS (sizeof commands / sizeof *commands)
+
+static void usage(FILE *out)
+{
+    fprintf(out, "weir %s: routing and capacity for LLM inference pools, by simulation\n\n"
+                 "usage: weir COMMAND [OPTIONS]\n\n",
+            weir_version());
+    for (size_t i = 0; i < N_COMMANDS; i++)
+        fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].summary);
+    fprintf(out, "\n  weir COMMAND --help   options of one command\n"
+                 "  weir --version\n");
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1 && (!strcmp(argv[1], "--version") || !strcmp(argv[1], "-V"))) {
+        printf("weir %s\n", weir_version());
+        return 0;
+    }
+    if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help"))) {
+        usage(stdout);
+        return 0;
+    }
+    for (size_t i = 0; argc > 1 && i < N_COMMANDS; i++) {
+        if (!strcmp(argv[1], commands[i].name))
+            return commands[i].main(argc - 1, argv + 1);
+    }
+    if (argc > 1)
+        fprintf(stderr, "weir: no such command: %s\n\n", argv[1]);
+    usage(stderr);
+    return 2;
+}

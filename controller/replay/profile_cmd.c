@@ -1,0 +1,312 @@
+/* profile_cmd.c - `weir profile`: a profile from config.json and a datasheet, with every assumption
+ * written into it. */
+#include <getopt.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "controller/replay/profile.h"
+#include "controller/replay/stack_keys.h"
+#include "controller/replay/yaml_tree.h"
+
+#define EXIT_INPUT 2
+#define TP_MAX 1024
+
+/* The command line. */
+struct ask {
+    const char *config, *model, *dtype, *kv_dtype, *gpu_name;
+    double bandwidth_gb_s, bf16_tflops, fp8_tflops, memory_gb; /* of a GPU that is not in the table */
+    double utilization;                            /* 0: no estimate of blocks */
+    uint32_t block_size;
+    bool help;
+    struct gpu_spec gpu;
+    struct roofline roofline;
+};
+
+static void print_help(FILE *out)
+{
+    (void)fputs(
+        "usage: weir profile --config config.json --gpu NAME [options] > my.yaml\n"
+        "\n"
+        "Derives step times from a model's config.json (as on Hugging Face) and a GPU's datasheet by\n"
+        "the roofline. A starting point for systems that nobody measured: expect errors of tens of\n"
+        "percent, and prefer deploy/profiles, which are fitted to measurements, where they match.\n"
+        "\n"
+        "  --config FILE     config.json of the model\n"
+        "  --gpu NAME        one of the GPUs below, or any name together with --bandwidth and --tflops\n"
+        "  --tp N            GPUs one worker's tensors are split over (1)\n"
+        "  --dtype TYPE      weights: bf16, fp16, fp8, int8, int4, fp4, mxfp4 (what config.json says)\n"
+        "  --kv-dtype TYPE   KV cache: bf16, fp8 ... (bf16)\n"
+        "  --eff X           share of the memory bandwidth that is reached (0.8)\n"
+        "  --mfu X           share of the FLOPS that is reached in prefill (0.45)\n"
+        "  --model NAME      name written into the profile\n"
+        "  --bandwidth GB/s  memory bandwidth, instead of the table's\n"
+        "  --tflops X        dense bf16 TFLOPS, instead of the table's\n"
+        "  --fp8-tflops X    dense fp8 TFLOPS, instead of the table's\n"
+        "  --memory-gb X     memory of a GPU, instead of the table's\n"
+        "  --gpu-memory-utilization X  adds a comment with an upper bound of the KV blocks\n"
+        "  --block-size N    tokens of a block in that comment (16)\n"
+        "\n"
+        "GPUs (memory GB, bandwidth GB/s, dense TFLOPS bf16 and fp8):\n",
+        out);
+    for (size_t i = 0; gpu_at(i); i++) {
+        const struct gpu_spec *g = gpu_at(i);
+        (void)fprintf(out, "  %-18s %4.0f %6.0f %7.5g %7.5g  %s\n", g->name, g->memory_gb,
+                      g->bandwidth_gb_s, g->bf16_tflops, g->fp8_tflops, g->source);
+    }
+}
+
+static int bad_option(const char *option, const char *value, const char *expected)
+{
+    (void)fprintf(stderr, "weir profile: %s %s: expected %s; see weir profile --help\n", option,
+                  value, expected);
+    return EXIT_INPUT;
+}
+
+static int get_number(const char *option, const char *value, double min, double max, double *to)
+{
+    char *end, expected[96];
+    double v = strtod(value, &end);
+    if (end == value || *end || !isfinite(v) || v < min || v > max) {
+        (void)snprintf(expected, sizeof expected, "a number %.6g..%.6g", min, max);
+        return bad_option(option, value, expected);
+    }
+    *to = v;
+    return 0;
+}
+
+static int get_count(const char *option, const char *value, uint32_t max, uint32_t *to)
+{
+    double v = 0;
+    int rc = get_number(option, value, 1, max, &v);
+    if (rc == 0 && v != floor(v))
+        rc = bad_option(option, value, "a whole number");
+    *to = rc ? *to : (uint32_t)v;
+    return rc;
+}
+
+enum { OPT_CONFIG = 256, OPT_GPU, OPT_TP, OPT_DTYPE, OPT_KV_DTYPE, OPT_EFF, OPT_MFU, OPT_MODEL,
+       OPT_BANDWIDTH, OPT_TFLOPS, OPT_FP8, OPT_MEMORY, OPT_UTILIZATION, OPT_BLOCK, OPT_HELP };
+
+static const struct option options[] = {
+    {"config", required_argument, NULL, OPT_CONFIG},
+    {"gpu", required_argument, NULL, OPT_GPU},
+    {"tp", required_argument, NULL, OPT_TP},
+    {"tensor-parallel-size", required_argument, NULL, OPT_TP},
+    {"dtype", required_argument, NULL, OPT_DTYPE},
+    {"kv-dtype", required_argument, NULL, OPT_KV_DTYPE},
+    {"kv-cache-dtype", required_argument, NULL, OPT_KV_DTYPE},
+    {"eff", required_argument, NULL, OPT_EFF},
+    {"mfu", required_argument, NULL, OPT_MFU},
+    {"model", required_argument, NULL, OPT_MODEL},
+    {"bandwidth", required_argument, NULL, OPT_BANDWIDTH},
+    {"tflops", required_argument, NULL, OPT_TFLOPS},
+    {"fp8-tflops", required_argument, NULL, OPT_FP8},
+    {"memory-gb", required_argument, NULL, OPT_MEMORY},
+    {"gpu-memory-utilization", required_argument, NULL, OPT_UTILIZATION},
+    {"block-size", required_argument, NULL, OPT_BLOCK},
+    {"help", no_argument, NULL, OPT_HELP},
+    {NULL, 0, NULL, 0},
+};
+
+static int take_option(struct ask *a, int option, const char *value)
+{
+    switch (option) {
+    case OPT_CONFIG:
+        a->config = value;
+        return 0;
+    case OPT_GPU:
+        a->gpu_name = value;
+        return 0;
+    case OPT_TP:
+        return get_count("--tp", value, TP_MAX, &a->roofline.tp);
+    case OPT_DTYPE:
+        a->dtype = value;
+        return dtype_bytes(value) > 0 ? 0 : bad_option("--dtype", value, "bf16, fp16, fp8, int8, "
+                                                       "int4, fp4 or mxfp4");
+    case OPT_KV_DTYPE:
+        a->kv_dtype = strcmp(value, "auto") == 0 ? "bf16" : value;
+        return dtype_bytes(a->kv_dtype) > 0 ? 0 : bad_option("--kv-dtype", value, "bf16, fp8 or int8");
+    case OPT_EFF:
+        return get_number("--eff", value, 0.01, 1, &a->roofline.eff);
+    case OPT_MFU:
+        return get_number("--mfu", value, 0.01, 1, &a->roofline.mfu);
+    case OPT_MODEL:
+        a->model = value;
+        return 0;
+    case OPT_BANDWIDTH:
+        return get_number("--bandwidth", value, 1, 1e6, &a->bandwidth_gb_s);
+    case OPT_TFLOPS:
+        return get_number("--tflops", value, 0.1, 1e6, &a->bf16_tflops);
+    case OPT_FP8:
+        return get_number("--fp8-tflops", value, 0.1, 1e6, &a->fp8_tflops);
+    case OPT_MEMORY:
+        return get_number("--memory-gb", value, 1, 1e6, &a->memory_gb);
+    case OPT_UTILIZATION:
+        return get_number("--gpu-memory-utilization", value, 0.01, 1, &a->utilization);
+    case OPT_BLOCK:
+        return get_count("--block-size", value, ENGINE_MAX_BLOCK_SIZE, &a->block_size);
+    case OPT_HELP:
+        a->help = true;
+        return 0;
+    default:
+        (void)fputs("weir profile: see weir profile --help\n", stderr);
+        return EXIT_INPUT;
+    }
+}
+
+static int choose_gpu(struct ask *a)
+{
+    const struct gpu_spec *known = gpu_find(a->gpu_name);
+    if (!known && !(a->bandwidth_gb_s > 0 && a->bf16_tflops > 0)) {
+        (void)fprintf(stderr,
+                      "weir profile: --gpu %.64s: not in the table; expected one of those in weir "
+                      "profile --help, or --bandwidth and --tflops with it\n",
+                      a->gpu_name);
+        return EXIT_INPUT;
+    }
+    a->gpu = known ? *known : (struct gpu_spec){.name = a->gpu_name, .source = "command line"};
+    if (a->bandwidth_gb_s > 0)
+        a->gpu.bandwidth_gb_s = a->bandwidth_gb_s;
+    if (a->bf16_tflops > 0)
+        a->gpu.bf16_tflops = a->bf16_tflops;
+    if (a->fp8_tflops > 0)
+        a->gpu.fp8_tflops = a->fp8_tflops;
+    if (a->memory_gb > 0)
+        a->gpu.memory_gb = a->memory_gb;
+    if (known && (a->bandwidth_gb_s > 0 || a->bf16_tflops > 0 || a->fp8_tflops > 0 ||
+                  a->memory_gb > 0))
+        a->gpu.source = "datasheet, changed on the command line";
+    return 0;
+}
+
+static int parse(struct ask *a, int argc, char **argv)
+{
+    *a = (struct ask){.model = "", .kv_dtype = "bf16", .block_size = 16};
+    a->roofline = (struct roofline){.tp = 1, .eff = 0.8, .mfu = 0.45};
+    optind = 1;
+    for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+        int rc = take_option(a, option, optarg);
+        if (rc || a->help)
+            return rc;
+    }
+    if (optind < argc)
+        return bad_option("argument", argv[optind], "options only");
+    if (!a->config || !a->gpu_name) {
+        (void)fputs("weir profile: expected --config and --gpu; see weir profile --help\n", stderr);
+        return EXIT_INPUT;
+    }
+    return choose_gpu(a);
+}
+
+static void print_assumptions(FILE *out, const struct ask *a, const struct model_shape *m)
+{
+    const struct roofline *r = &a->roofline;
+    double billion = 1e9;
+    double unique = m->attention + m->mlp + m->expert + m->head + (m->tied ? 0 : m->embedding);
+    (void)fprintf(out,
+                  "# Derived, not measured. What it assumes:\n"
+                  "#   GPU: %g GB/s, %g dense TFLOPS at this precision (%s)\n"
+                  "#   reached: %g of the bandwidth, %g of the FLOPS\n"
+                  "#   %.3f billion parameters, of which a step reads %.2f GB over %" PRIu32
+                  " GPU(s)\n"
+                  "#   weights %g bytes per parameter%s%s%s, embedding and head 2\n"
+                  "#   KV %g bytes per element%s\n",
+                  a->gpu.bandwidth_gb_s, roofline_tflops(&a->gpu, r->weight_bytes), a->gpu.source,
+                  r->eff, r->mfu, unique / billion,
+                  model_step_bytes(m, r->weight_bytes) / billion, r->tp, r->weight_bytes,
+                  m->quantization[0] && !a->dtype ? " (" : "",
+                  m->quantization[0] && !a->dtype ? m->quantization : "",
+                  m->quantization[0] && !a->dtype ? ")" : "", r->kv_bytes,
+                  m->mla ? ", one latent vector per token, a copy on each GPU" : "");
+    if (m->experts)
+        (void)fprintf(out,
+                      "#   %" PRIu32 " of %" PRIu32 " experts per token, spread evenly over the GPUs; a "
+                      "small batch reads only those it uses\n",
+                      m->experts_active, m->experts);
+    if (m->sliding)
+        (void)fputs("#   some layers see a window only: KV and attention are upper bounds\n", out);
+    if (r->tp > 1)
+        (void)fputs("#   no time for communication between the GPUs\n", out);
+    (void)fputs("#   d0 (per decoding request) is 0: the roofline says nothing about it\n"
+                "#   prefill shorter than the reading of the weights is hidden under it\n",
+                out);
+}
+
+/* Capacity is the engine's to tell; this only helps to see that a stack file is not absurd. */
+static void print_blocks(FILE *out, const struct ask *a, const struct model_shape *m)
+{
+    const struct roofline *r = &a->roofline;
+    if (a->utilization <= 0 || a->gpu.memory_gb <= 0)
+        return;
+    double split = m->mla ? 1 : r->tp < m->kv_heads ? r->tp : m->kv_heads;
+    double left = a->gpu.memory_gb * 1e9 * a->utilization -
+                  model_weight_bytes(m, r->weight_bytes) / r->tp;
+    double block = model_kv_bytes_per_token(m, r->kv_bytes) / split * a->block_size;
+    if (left <= 0) {
+        (void)fprintf(out, "# The weights do not fit: %.1f GB per GPU of %.1f GB. Raise --tp.\n",
+                      model_weight_bytes(m, r->weight_bytes) / r->tp / 1e9, a->gpu.memory_gb);
+        return;
+    }
+    (void)fprintf(out,
+                  "# Estimate, upper bound: at most %.0f blocks of %" PRIu32
+                  " tokens before activations and CUDA graphs.\n"
+                  "# Do not use it: take num_gpu_blocks from the engine's log.\n",
+                  floor(left / block), a->block_size);
+}
+
+static void print_profile(FILE *out, const struct ask *a, const struct model_shape *m,
+                          const struct step_params *p)
+{
+    print_assumptions(out, a, m);
+    print_blocks(out, a, m);
+    (void)fputs("source: roofline\nmodel: ", out);
+    print_quoted(out, a->model[0] ? a->model : m->type);
+    (void)fputs("\nsystem: ", out);
+    print_quoted(out, a->gpu.name);
+    (void)fputs("\nprecision: ", out);
+    print_quoted(out, a->dtype ? a->dtype : m->quantization[0] ? m->quantization : "bf16");
+    (void)fprintf(out, "\ntp: %" PRIu32 "\ngpus: %" PRIu32 "\nkv_bytes_per_token: %.0f\nstep:\n",
+                  a->roofline.tp, a->roofline.tp, model_kv_bytes_per_token(m, a->roofline.kv_bytes));
+    stack_print_step(out, "  ", p);
+}
+
+int profile_main(int argc, char **argv)
+{
+    struct ask a;
+    struct model_shape m;
+    struct step_params p;
+    struct step_model model;
+    char error[STACK_ERROR_BYTES], *text = NULL;
+    const char *why = NULL;
+    size_t len = 0;
+
+    int rc = parse(&a, argc, argv);
+    if (a.help)
+        print_help(stdout);
+    if (rc || a.help)
+        return rc;
+    rc = ytree_read_file(a.config, MODEL_CONFIG_MAX_BYTES, &text, &len, error);
+    if (rc == WEIR_OK)
+        rc = model_shape_read(&m, a.config, text, len, a.dtype, error);
+    free(text);
+    if (rc) {
+        (void)fprintf(stderr, "weir profile: %s\n", error);
+        return EXIT_INPUT;
+    }
+    a.roofline.gpu = &a.gpu;
+    a.roofline.weight_bytes = m.weight_bytes;
+    a.roofline.kv_bytes = dtype_bytes(a.kv_dtype);
+    roofline_step(&p, &m, &a.roofline);
+    if (step_model_init(&model, &p, &why)) {
+        (void)fprintf(stderr, "weir profile: %s: %s\n", a.config, why);
+        return EXIT_INPUT;
+    }
+    print_profile(stdout, &a, &m, &p);
+    if (fflush(stdout) || ferror(stdout)) {
+        (void)fputs("weir profile: cannot write the profile\n", stderr);
+        return EXIT_INPUT;
+    }
+    return 0;
+}

@@ -1,0 +1,49 @@
+/* replay.h - one trace through one policy: the plant (predictor/cluster.h, which knows output lengths,
+ * true speeds and faults), the decision core (controller/core, which does not), and the clockwork between
+ * them. Time is virtual; the same input and seed give the same bytes of report.
+ */
+#ifndef WEIR_REPLAY_H
+#define WEIR_REPLAY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "controller/replay/report.h"
+#include "controller/replay/stack.h"
+#include "controller/replay/trace.h"
+
+#define REPLAY_ERROR_BYTES 1024
+/* Sessions whose next turn waits, and turns that wait, at most. */
+#define REPLAY_MAX_SESSIONS (1u << 20)
+#define REPLAY_MAX_WAITING_TURNS (1u << 22)
+#define REPLAY_MAX_LIVE (1u << 22) /* requests in flight or queued */
+
+struct replay_options {
+    const char *policy;
+    uint64_t seed;
+    double speedup;       /* arrivals and delays divided by it; 1 */
+    uint32_t concurrency; /* closed loop with so many in flight; 0: by timestamps */
+    bool oracle;          /* telemetry and cache events without delay, output lengths told at arrival */
+    bool stepping;
+    /* one of these; the trace is read once a replay */
+    const char *const *paths;
+    uint32_t n_paths;
+    const void *data; /* a trace in memory (standard input, read once for several policies) */
+    size_t data_len;
+    struct trace_options trace;
+    struct request_log *log; /* NULL: none */
+    /* called now and then, with the number of requests read so far; NULL: not */
+    void (*progress)(void *ctx, uint64_t requests, int64_t now_ps);
+    void *progress_ctx;
+};
+
+/* Runs to the end of the trace and of all requests. report: made by report_new, filled and finished except for
+ * the wall time, which the caller adds (report_finish). *passes, *duration_ps and *bad_rows are for that.
+ * 0 or an error; error (REPLAY_ERROR_BYTES) then has one line for the user. */
+WEIR_NODISCARD int replay_run(const struct stack *stack, const struct replay_options *opt, struct report *report,
+                              int64_t *duration_ps, uint64_t *passes, uint64_t *bad_rows, char *error);
+
+/* weir replay ... */
+int replay_main(int argc, char **argv);
+
+#endif

@@ -1,0 +1,1035 @@
+#include "controller/replay/stack.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "controller/replay/profile.h"
+#include "controller/replay/stack_keys.h"
+#include "predictor/units.h"
+
+#define WHERE_BYTES 512
+#define PATH_BYTES 192
+#define DOMAIN_MAX_DIVISOR 1000000u
+
+/* Llama-3.1-8B on one H100, TensorRT-LLM 1.0.0rc3, bf16, TP 1: fitted on 42 measured points (error
+ * 1.9 %, 90th percentile 3.9 %). The fit gave d0 = -0.003, not told apart from 0. */
+static const struct step_params default_step = {
+    .form = STEP_LINEAR,
+    .w_ms = 6.4343,
+    .d0_ms_per_req = 0,
+    .k_ms_per_tok = 5.131e-05,
+    .p_ms_per_tok = 0.019613,
+    .scale = 1,
+};
+#define DEFAULT_KV_BYTES_PER_TOKEN 131072 /* 32 layers * 2 * 8 KV heads * 128 * 2 bytes */
+
+/* What one load carries around. */
+struct load {
+    struct stack *stack;
+    const char *name;              /* of the file, for messages */
+    const char *path;              /* of the file on disk; NULL: from memory */
+    const char *const *profile_dirs;
+    char *error;
+    struct ytree_node *pool;       /* being read */
+};
+
+/* ---- defaults ---- */
+
+/* Everything but the pools, policy parameters and faults, which start empty. (Not one memset: the pools
+ * are 2 MiB that most runs never touch.) */
+static void start_empty(struct stack *s)
+{
+    s->n_pools = 0;
+    s->n_policy_params = 0;
+    s->faults = NULL;
+    s->n_faults = 0;
+    key_defaults(SCOPE_STACK, s);
+}
+
+static void pool_default(struct stack_pool *p, uint32_t index, enum sched_kind kind)
+{
+    memset(p, 0, sizeof *p);
+    engine_config_default(&p->worker.engine, kind);
+    key_defaults(SCOPE_POOL, p);
+    (void)snprintf(p->name, sizeof p->name, "pool%" PRIu32, index);
+    p->worker.pool = index;
+}
+
+static void use_built_in_step(struct stack_pool *p)
+{
+    p->worker.engine.step.params = default_step;
+    p->worker.engine.kv_bytes_per_token = DEFAULT_KV_BYTES_PER_TOKEN;
+}
+
+void stack_default(struct stack *s, uint32_t workers)
+{
+    const char *why = NULL;
+    start_empty(s);
+    s->n_pools = 1;
+
+    struct stack_pool *p = &s->pools[0];
+    pool_default(p, 0, SCHED_VLLM);
+    use_built_in_step(p);
+    p->workers = workers;
+    p->worker.engine.block_size = 512;
+    int rc = step_model_init(&p->worker.engine.step, &default_step, &why);
+    assert(rc == WEIR_OK);
+    (void)rc;
+}
+
+void stack_deinit(struct stack *s)
+{
+    free(s->faults);
+    s->faults = NULL;
+    s->n_faults = 0;
+}
+
+/* ---- loading ---- */
+
+/* "file:line: path.key" for the start of a message. */
+static const char *where_of(const struct load *l, const struct ytree_node *n, const char *path,
+                            const char *key, char out[WHERE_BYTES])
+{
+    (void)snprintf(out, WHERE_BYTES, "%.200s:%u: %s%s%.64s", l->name, n->line, path,
+                   *path && *key && path[strlen(path) - 1] != '.' ? "." : "", key);
+    return out;
+}
+
+static int fail(const struct load *l, const struct ytree_node *n, const char *path,
+                const char *fmt, ...) __attribute__((format(printf, 4, 5)));
+
+static int fail(const struct load *l, const struct ytree_node *n, const char *path,
+                const char *fmt, ...)
+{
+    char what[STACK_ERROR_BYTES], where[WHERE_BYTES];
+    va_list ap;
+    va_start(ap, fmt);
+    (void)vsnprintf(what, sizeof what, fmt, ap);
+    va_end(ap);
+    ytree_error(l->error, "%s: %s", where_of(l, n, path, "", where), what);
+    return WEIR_E_INPUT;
+}
+
+static int unknown_key(const struct load *l, const struct ytree_node *n, enum key_scope scope,
+                       const char *prefix, const char *path)
+{
+    char hint[STACK_ERROR_BYTES], where[WHERE_BYTES];
+    key_suggest(scope, prefix, n->key, hint, sizeof hint);
+    ytree_error(l->error, "%s: unknown key; %s",
+                where_of(l, n, path, n->key, where), hint);
+    return WEIR_E_INPUT;
+}
+
+typedef int inner_reader(struct load *l, const struct key *k, const struct ytree_node *n,
+                         void *base, const char *path);
+
+/* Reads a mapping whose keys are rows of one scope, each at most once; `inner` reads those that have
+ * keys of their own. */
+static int read_map(struct load *l, enum key_scope scope, const char *prefix,
+                    const struct ytree_node *map, void *base, const char *path, inner_reader *inner)
+{
+    unsigned first_line[STACK_KEYS_MAX] = {0};
+    char where[WHERE_BYTES];
+
+    if (map->kind != YTREE_MAP)
+        return fail(l, map, path, "expected keys and values, got %s",
+                    map->kind == YTREE_LIST ? "a list" : "a single value");
+    for (const struct ytree_node *n = map->first; n; n = n->next) {
+        bool negated;
+        const struct key *k = key_find(scope, prefix, n->key, &negated);
+        if (!k)
+            return unknown_key(l, n, scope, prefix, path);
+        unsigned *line = &first_line[k - stack_keys];
+        (void)where_of(l, n, path, n->key, where);
+        if (*line) {
+            ytree_error(l->error, "%s: given twice, first on line %u; remove one", where, *line);
+            return WEIR_E_INPUT;
+        }
+        *line = n->line;
+        int rc;
+        if (k->type != KEY_INNER) {
+            rc = key_read(k, base, n, negated, where, l->error);
+        } else {
+            char below[PATH_BYTES];
+            (void)snprintf(below, sizeof below, "%s%s%s", path, *path ? "." : "", k->name);
+            rc = inner(l, k, n, base, below);
+        }
+        if (rc)
+            return rc;
+    }
+    return WEIR_OK;
+}
+
+/* Child of a mapping by key of the table; NULL: absent. */
+static const struct ytree_node *child(const struct ytree_node *map, enum key_scope scope,
+                                      const char *name)
+{
+    if (map->kind != YTREE_MAP)
+        return NULL;
+    for (const struct ytree_node *n = map->first; n; n = n->next) {
+        bool negated;
+        const struct key *k = key_find(scope, "", n->key, &negated);
+        if (k && strcmp(k->name, name) == 0)
+            return n;
+    }
+    return NULL;
+}
+
+/* A number from policy_params or --set into the list; the same parameter again replaces it. */
+static int set_policy_param(struct stack *s, const char *policy, const char *name,
+                            const struct ytree_node *value, const char *where, char *error)
+{
+    static const struct key number = {
+        .type = KEY_REAL, .name = "parameter", .min = -1e300, .max = 1e300};
+    double v = 0;
+    int rc = key_read(&number, &v, value, false, where, error);
+    if (rc)
+        return rc;
+    if (strlen(policy) >= STACK_NAME_BYTES || strlen(name) >= STACK_NAME_BYTES) {
+        ytree_error(error, "%s: expected names of at most %d bytes", where, STACK_NAME_BYTES - 1);
+        return WEIR_E_INPUT;
+    }
+    uint32_t i = 0;
+    while (i < s->n_policy_params && (strcmp(s->policy_params[i].policy, policy) != 0 ||
+                                      strcmp(s->policy_params[i].name, name) != 0))
+        i++;
+    if (i == STACK_MAX_POLICY_PARAMS) {
+        ytree_error(error, "%s: more than %d policy parameters; remove some", where,
+                    STACK_MAX_POLICY_PARAMS);
+        return WEIR_E_INPUT;
+    }
+    struct stack_policy_param *p = &s->policy_params[i];
+    (void)snprintf(p->policy, sizeof p->policy, "%s", policy);
+    (void)snprintf(p->name, sizeof p->name, "%s", name);
+    p->value = v;
+    if (i == s->n_policy_params)
+        s->n_policy_params++;
+    return WEIR_OK;
+}
+
+static int read_policy_params(struct load *l, const struct ytree_node *map, const char *path)
+{
+    if (map->kind != YTREE_MAP)
+        return fail(l, map, path, "expected {POLICY: {PARAMETER: number}}");
+    for (const struct ytree_node *policy = map->first; policy; policy = policy->next) {
+        if (policy->kind != YTREE_MAP)
+            return fail(l, policy, path, "expected %.64s: {PARAMETER: number}", policy->key);
+        for (const struct ytree_node *n = policy->first; n; n = n->next) {
+            char below[PATH_BYTES], where[WHERE_BYTES];
+            (void)snprintf(below, sizeof below, "%s.%.64s", path, policy->key);
+            (void)where_of(l, n, below, n->key, where);
+            uint32_t before = l->stack->n_policy_params;
+            int rc = set_policy_param(l->stack, policy->key, n->key, n, where, l->error);
+            if (rc)
+                return rc;
+            if (l->stack->n_policy_params == before)
+                return fail(l, n, below, "%.64s given twice; remove one", n->key);
+        }
+    }
+    return WEIR_OK;
+}
+
+/* ---- pools ---- */
+
+static int read_pool_inner(struct load *l, const struct key *k, const struct ytree_node *n,
+                           void *base, const char *path)
+{
+    struct engine_config *engine = &((struct stack_pool *)base)->worker.engine;
+    if (strcmp(k->name, "step") == 0) {
+        struct step_params *p = &engine->step.params;
+        /* A table written here replaces the profile's as a whole. */
+        if (n->kind == YTREE_MAP &&
+            (child(n, SCOPE_STEP, "prefill_tok") || child(n, SCOPE_STEP, "prefill_ms")))
+            p->n_prefill = 0;
+        if (n->kind == YTREE_MAP &&
+            (child(n, SCOPE_STEP, "decode_kv_tok") || child(n, SCOPE_STEP, "decode_ctx_tok") ||
+             child(n, SCOPE_STEP, "decode_ms")))
+            p->n_kv = p->n_ctx = 0;
+        return read_map(l, SCOPE_STEP, "", n, p, path, NULL);
+    }
+    assert(strcmp(k->name, "engine") == 0);
+    return read_map(l, SCOPE_ENGINE, "", n, engine, path, NULL);
+}
+
+/* The scheduler decides the other defaults, so it is read before them. A bad value is left for
+ * read_map to report. */
+static enum sched_kind scheduler_of(const struct ytree_node *pool)
+{
+    const struct ytree_node *engine = child(pool, SCOPE_POOL, "engine");
+    const struct ytree_node *kind = engine ? child(engine, SCOPE_ENGINE, "scheduler") : NULL;
+    struct engine_config c = {.scheduler = SCHED_VLLM};
+    char error[STACK_ERROR_BYTES];
+    bool negated;
+    const struct key *k = key_find(SCOPE_ENGINE, "", "scheduler", &negated);
+    if (kind && key_read(k, &c, kind, false, "", error) != WEIR_OK)
+        return SCHED_VLLM;
+    return c.scheduler;
+}
+
+/* The step times the pool starts from: the profile's; nothing, if they are written out in `step`; the
+ * scheduler's own (dynosim); the built-in ones. */
+static int start_step(struct load *l, struct stack_pool *p, const struct ytree_node *pool,
+                      const char *path)
+{
+    const struct ytree_node *profile = child(pool, SCOPE_POOL, "profile");
+    struct engine_config *engine = &p->worker.engine;
+
+    if (profile && profile->kind == YTREE_SCALAR && *profile->text) {
+        char where[WHERE_BYTES];
+        (void)where_of(l, profile, path, "profile", where);
+        return profile_find(&engine->step.params, &engine->kv_bytes_per_token, &p->worker.gpus,
+                            profile->text, l->path, l->profile_dirs, where, l->error);
+    }
+    if (child(pool, SCOPE_POOL, "step")) {
+        memset(&engine->step.params, 0, sizeof engine->step.params);
+        key_defaults(SCOPE_STEP, &engine->step.params);
+    } else if (engine->scheduler != SCHED_DYNOSIM) {
+        use_built_in_step(p);
+    }
+    return WEIR_OK;
+}
+
+/* Turns the numbers of a pool into a ready engine. *why then says what is wrong. */
+static int finish_pool(struct stack_pool *p, const char **part, const char **why)
+{
+    struct engine_config *engine = &p->worker.engine;
+    struct step_params params = engine->step.params;
+    *part = "step";
+    int rc = step_model_init(&engine->step, &params, why);
+    if (rc) {
+        engine->step.params = params;
+        return WEIR_E_INPUT;
+    }
+    *part = "engine";
+    return engine_config_check(engine, why) ? WEIR_E_INPUT : WEIR_OK;
+}
+
+static int read_pool(struct load *l, const struct ytree_node *pool, uint32_t index)
+{
+    struct stack_pool *p = &l->stack->pools[index];
+    char path[PATH_BYTES];
+    (void)snprintf(path, sizeof path, "pools[%" PRIu32 "]", index);
+
+    pool_default(p, index, scheduler_of(pool));
+    int rc = start_step(l, p, pool, path);
+    if (rc == WEIR_OK)
+        rc = read_map(l, SCOPE_POOL, "", pool, p, path, read_pool_inner);
+    if (rc)
+        return rc;
+    const char *part = "", *why = "";
+    if (finish_pool(p, &part, &why)) {
+        const struct ytree_node *at = child(pool, SCOPE_POOL, part);
+        return fail(l, at ? at : pool, path, "%s: %s", part, why);
+    }
+    return WEIR_OK;
+}
+
+static int read_pools(struct load *l, const struct ytree_node *list, const char *path)
+{
+    if (list->kind != YTREE_LIST)
+        return fail(l, list, path, "expected a list of pools (- name: ...)");
+    for (const struct ytree_node *n = list->first; n; n = n->next) {
+        if (l->stack->n_pools == STACK_MAX_POOLS)
+            return fail(l, n, path, "more than %d pools; merge equal ones", STACK_MAX_POOLS);
+        int rc = read_pool(l, n, l->stack->n_pools);
+        if (rc)
+            return rc;
+        l->stack->n_pools++;
+    }
+    return WEIR_OK;
+}
+
+/* ---- faults ---- */
+
+static int read_fault(struct load *l, const struct ytree_node *n, uint32_t index)
+{
+    struct fault *f = &l->stack->faults[index];
+    char path[PATH_BYTES];
+    (void)snprintf(path, sizeof path, "faults[%" PRIu32 "]", index);
+
+    *f = (struct fault){.worker = UINT32_MAX, .factor = 1};
+    int rc = read_map(l, SCOPE_FAULT, "", n, f, path, NULL);
+    if (rc)
+        return rc;
+    if (!child(n, SCOPE_FAULT, "at_ms") || !child(n, SCOPE_FAULT, "kind"))
+        return fail(l, n, path, "expected at_ms and kind; add what is missing");
+    if ((f->worker == UINT32_MAX) == (f->domain[0] == '\0'))
+        return fail(l, n, path, "expected either worker or domain; give one of them");
+    if ((f->kind == FAULT_SLOW) != (child(n, SCOPE_FAULT, "factor") != NULL))
+        return fail(l, n, path, "expected factor with kind slow, and only there");
+    return WEIR_OK;
+}
+
+/* Stable by time: what a script says later at the same time happens later. */
+static int sort_faults(struct stack *s)
+{
+    uint32_t n = s->n_faults;
+    uint32_t i = 1;
+    while (i < n && s->faults[i - 1].at_ps <= s->faults[i].at_ps)
+        i++;
+    if (i >= n)
+        return WEIR_OK;
+    struct fault *from = s->faults;
+    struct fault *to = malloc(n * sizeof *to);
+    if (!to)
+        return WEIR_E_NOMEM;
+    for (uint32_t width = 1; width < n; width *= 2) {
+        for (uint32_t start = 0; start < n; start += 2 * width) {
+            uint32_t mid = n - start > width ? start + width : n;
+            uint32_t end = n - start > 2 * width ? start + 2 * width : n;
+            uint32_t a = start, b = mid;
+            for (uint32_t o = start; o < end; o++)
+                to[o] = a < mid && (b == end || from[a].at_ps <= from[b].at_ps) ? from[a++]
+                                                                                : from[b++];
+        }
+        struct fault *swap = from;
+        from = to;
+        to = swap;
+    }
+    s->faults = from;
+    free(to);
+    return WEIR_OK;
+}
+
+static int no_memory(const struct load *l)
+{
+    ytree_error(l->error, "%s: out of memory while reading it", l->name);
+    return WEIR_E_NOMEM;
+}
+
+static int read_faults(struct load *l, const struct ytree_node *list, const char *path)
+{
+    uint32_t n = 0;
+    if (list->kind != YTREE_LIST)
+        return fail(l, list, path, "expected a list of faults (- at_ms: ...)");
+    for (const struct ytree_node *f = list->first; f; f = f->next) {
+        if (n++ == CLUSTER_MAX_FAULTS)
+            return fail(l, f, path, "more than %u faults; use domain for several workers at once",
+                        CLUSTER_MAX_FAULTS);
+    }
+    if (n == 0)
+        return WEIR_OK;
+    l->stack->faults = calloc(n, sizeof *l->stack->faults);
+    if (!l->stack->faults)
+        return no_memory(l);
+    for (const struct ytree_node *f = list->first; f; f = f->next) {
+        int rc = read_fault(l, f, l->stack->n_faults);
+        if (rc)
+            return rc;
+        l->stack->n_faults++;
+    }
+    return sort_faults(l->stack) ? no_memory(l) : WEIR_OK;
+}
+
+/* ---- whole files ---- */
+
+static int read_top_inner(struct load *l, const struct key *k, const struct ytree_node *n,
+                          void *base, const char *path)
+{
+    if (strcmp(k->name, "pools") == 0)
+        return read_pools(l, n, path);
+    if (strcmp(k->name, "faults") == 0)
+        return read_faults(l, n, path);
+    if (strcmp(k->name, "policy_params") == 0)
+        return read_policy_params(l, n, path);
+    char prefix[PATH_BYTES];
+    (void)snprintf(prefix, sizeof prefix, "%s.", k->name);
+    return read_map(l, SCOPE_STACK, prefix, n, base, path, NULL);
+}
+
+static int load_text(struct load *l, const char *text, size_t len)
+{
+    struct ytree tree;
+    int rc = ytree_parse(&tree, l->name, text, len, l->error);
+    if (rc == WEIR_OK && !tree.root) {
+        ytree_error(l->error, "%s: empty; expected at least pools: [...]", l->name);
+        rc = WEIR_E_INPUT;
+    }
+    if (rc == WEIR_OK)
+        rc = read_map(l, SCOPE_STACK, "", tree.root, l->stack, "", read_top_inner);
+    if (rc == WEIR_OK)
+        rc = stack_check(l->stack, l->name, l->error);
+    ytree_deinit(&tree);
+    return rc;
+}
+
+int stack_load_memory(struct stack *s, const char *name, const char *text, size_t len,
+                      const char *const *profile_dirs, char *error)
+{
+    struct load l = {.stack = s, .name = name, .profile_dirs = profile_dirs, .error = error};
+    error[0] = '\0';
+    start_empty(s);
+    return load_text(&l, text, len);
+}
+
+int stack_load(struct stack *s, const char *path, const char *const *profile_dirs, char *error)
+{
+    struct load l = {
+        .stack = s, .name = path, .path = path, .profile_dirs = profile_dirs, .error = error};
+    char *text = NULL;
+    size_t len = 0;
+    error[0] = '\0';
+    start_empty(s);
+    int rc = ytree_read_file(path, STACK_FILE_MAX_BYTES, &text, &len, error);
+    if (rc == WEIR_OK)
+        rc = load_text(&l, text, len);
+    free(text);
+    return rc;
+}
+
+/* ---- rules between keys ---- */
+
+bool stack_worker_domain(const struct stack_pool *p, uint32_t index, char out[CLUSTER_DOMAIN_BYTES])
+{
+    size_t n = 0;
+    for (const char *at = p->worker.domain; *at;) {
+        char piece[16] = {*at, '\0'};
+        unsigned long by = 1;
+        size_t took = 1;
+        if (*at == '{') {
+            char *end = NULL;
+            if (strncmp(at, "{i}", 3) == 0) {
+                took = 3;
+            } else if (strncmp(at, "{i/", 3) == 0 && at[3] >= '1' && at[3] <= '9') {
+                by = strtoul(at + 3, &end, 10);
+                took = (size_t)(end - at) + 1;
+                if (*end != '}' || by > DOMAIN_MAX_DIVISOR)
+                    return false;
+            } else {
+                return false;
+            }
+            (void)snprintf(piece, sizeof piece, "%" PRIu32, index / (uint32_t)by);
+        }
+        size_t len = strlen(piece);
+        if (n + len >= CLUSTER_DOMAIN_BYTES)
+            return false;
+        memcpy(out + n, piece, len);
+        n += len;
+        at += took;
+    }
+    out[n] = '\0';
+    return true;
+}
+
+bool stack_domain_within(const char *path, const char *domain)
+{
+    size_t n = strlen(domain);
+    return n > 0 && strncmp(path, domain, n) == 0 && (path[n] == '\0' || path[n] == '/');
+}
+
+/* Writes "name: what" and returns the code. */
+static int broken(const char *name, char *error, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+static int broken(const char *name, char *error, const char *fmt, ...)
+{
+    char what[STACK_ERROR_BYTES];
+    va_list ap;
+    va_start(ap, fmt);
+    (void)vsnprintf(what, sizeof what, fmt, ap);
+    va_end(ap);
+    ytree_error(error, "%.256s: %s", name, what);
+    return WEIR_E_INPUT;
+}
+
+static int check_pools(const struct stack *s, const char *name, char *error, uint64_t *workers)
+{
+    bool prefill = false, decode = false;
+    for (uint32_t i = 0; i < s->n_pools; i++) {
+        const struct stack_pool *p = &s->pools[i];
+        char domain[CLUSTER_DOMAIN_BYTES];
+        for (uint32_t j = 0; j < i; j++) {
+            if (strcmp(p->name, s->pools[j].name) == 0)
+                return broken(name, error, "pools[%" PRIu32 "].name: '%s' is also pools[%" PRIu32
+                              "]; give each pool its own name", i, p->name, j);
+        }
+        if (p->workers == 0)
+            return broken(name, error, "pools[%" PRIu32 "].workers: zero workers; expected 1 or "
+                          "more, or remove the pool", i);
+        if (!stack_worker_domain(p, p->workers - 1, domain))
+            return broken(name, error, "pools[%" PRIu32 "].domain: expected a path of at most %d "
+                          "bytes whose only braces are {i} or {i/8}, got '%s'", i,
+                          CLUSTER_DOMAIN_BYTES - 1, p->worker.domain);
+        *workers += p->workers;
+        prefill |= p->worker.engine.role == ROLE_PREFILL;
+        decode |= p->worker.engine.role == ROLE_DECODE;
+    }
+    if (*workers == 0)
+        return broken(name, error, "pools: no pool, so zero workers; expected at least one pool, "
+                      "as pools: [{workers: 8}]");
+    if (*workers > CLUSTER_MAX_WORKERS)
+        return broken(name, error, "pools: %" PRIu64 " workers; expected at most %u", *workers,
+                      CLUSTER_MAX_WORKERS);
+    if (prefill && !decode)
+        return broken(name, error, "pools: a prefill pool without a decode pool; add a pool with "
+                      "role: decode, or change role to both");
+    if (decode && !prefill)
+        return broken(name, error, "pools: a decode pool without a prefill pool; add a pool with "
+                      "role: prefill, or change role to both");
+    return WEIR_OK;
+}
+
+static bool domain_used(const struct stack *s, const char *domain)
+{
+    for (uint32_t i = 0; i < s->n_pools; i++) {
+        for (uint32_t w = 0; w < s->pools[i].workers; w++) {
+            char path[CLUSTER_DOMAIN_BYTES];
+            if (stack_worker_domain(&s->pools[i], w, path) && stack_domain_within(path, domain))
+                return true;
+        }
+    }
+    return false;
+}
+
+static int check_faults(const struct stack *s, const char *name, char *error, uint64_t workers)
+{
+    for (uint32_t i = 0; i < s->n_faults; i++) {
+        const struct fault *f = &s->faults[i];
+        double ms = ms_from_ps(f->at_ps);
+        if (f->worker != UINT32_MAX && f->worker >= workers)
+            return broken(name, error, "faults at %.15g ms: worker %" PRIu32 "; expected 0..%" PRIu64
+                          ", the workers of all pools in order", ms, f->worker, workers - 1);
+        bool checked = i > 0 && strcmp(f->domain, s->faults[i - 1].domain) == 0;
+        if (f->worker == UINT32_MAX && !checked && !domain_used(s, f->domain))
+            return broken(name, error, "faults at %.15g ms: no worker's domain is at or below '%s'; "
+                          "set domain in the pool or name a worker", ms, f->domain);
+    }
+    return WEIR_OK;
+}
+
+int stack_check(const struct stack *s, const char *name, char *error)
+{
+    uint64_t workers = 0;
+    int rc = check_pools(s, name, error, &workers);
+    return rc ? rc : check_faults(s, name, error, workers);
+}
+
+/* ---- one key from the command line ---- */
+
+/* Where a --set key leads: a row of the table and the pools it applies to. */
+struct target {
+    const struct key *key;
+    bool negated;
+    uint32_t first_pool, end_pool;
+    const char *policy, *param; /* policy_params.POLICY.PARAM; else NULL */
+};
+
+/* "pools.NAME." and "pools[2]." are stripped off *key. */
+static int target_pools(const struct stack *s, char **key, struct target *t, char *error)
+{
+    t->first_pool = 0;
+    t->end_pool = s->n_pools;
+    if (strncmp(*key, "pools.", 6) != 0 && strncmp(*key, "pools[", 6) != 0)
+        return WEIR_OK;
+    char *which = *key + 6;
+    char *rest = strchr(which, '.');
+    if (!rest) {
+        ytree_error(error, "--set %.128s: expected a key of a pool behind it, as "
+                    "pools.0.engine.max_num_seqs", *key);
+        return WEIR_E_INPUT;
+    }
+    size_t n = (size_t)(rest - which);
+    if ((*key)[5] == '[' && n > 0 && which[n - 1] == ']')
+        n--;
+    which[n] = '\0';
+    *key = rest + 1;
+    for (uint32_t i = 0; i < s->n_pools; i++) {
+        char index[12];
+        (void)snprintf(index, sizeof index, "%" PRIu32, i);
+        if (strcmp(which, index) == 0 || strcmp(which, s->pools[i].name) == 0) {
+            t->first_pool = i;
+            t->end_pool = i + 1;
+            return WEIR_OK;
+        }
+    }
+    ytree_error(error, "--set pools.%.64s: no such pool; expected 0..%" PRIu32 " or a pool's name",
+                which, s->n_pools - 1);
+    return WEIR_E_INPUT;
+}
+
+/* Finds what a --set key names. key is modified. */
+static int target_find(const struct stack *s, char *key, const char *whole, struct target *t,
+                       char *error)
+{
+    *t = (struct target){0};
+    if (strncmp(key, "policy_params.", 14) == 0) {
+        char *policy = key + 14, *param = strchr(policy, '.');
+        if (!param || param == policy || !param[1]) {
+            ytree_error(error, "--set %.128s: expected policy_params.POLICY.PARAMETER", whole);
+            return WEIR_E_INPUT;
+        }
+        *param = '\0';
+        t->policy = policy;
+        t->param = param + 1;
+        return WEIR_OK;
+    }
+    char *rest = key;
+    int rc = target_pools(s, &rest, t, error);
+    if (rc)
+        return rc;
+    enum key_scope wanted = SCOPE_COUNT;
+    char *last = strrchr(rest, '.');
+    char prefix[PATH_BYTES] = "";
+    if (last) {
+        *last = '\0';
+        wanted = strcmp(rest, "engine") == 0 ? SCOPE_ENGINE
+                 : strcmp(rest, "step") == 0 ? SCOPE_STEP
+                                             : SCOPE_STACK;
+        if (wanted == SCOPE_STACK)
+            (void)snprintf(prefix, sizeof prefix, "%.64s.", rest);
+        rest = last + 1;
+    }
+    static const enum key_scope order[] = {SCOPE_STACK, SCOPE_ENGINE, SCOPE_POOL, SCOPE_STEP};
+    for (unsigned i = 0; i < 4 && !t->key; i++) {
+        bool pool_only = key != rest && !last && order[i] == SCOPE_STACK;
+        if ((wanted == SCOPE_COUNT || wanted == order[i]) && !pool_only)
+            t->key = key_find(order[i], prefix, rest, &t->negated);
+    }
+    if (!t->key) {
+        char hint[STACK_ERROR_BYTES];
+        key_suggest(wanted == SCOPE_COUNT ? SCOPE_ENGINE : wanted, prefix, rest, hint, sizeof hint);
+        ytree_error(error, "--set %.128s: unknown key; %s", whole, hint);
+        return WEIR_E_INPUT;
+    }
+    if (t->key->type == KEY_INNER || strcmp(t->key->name, "profile") == 0) {
+        ytree_error(error, "--set %.128s: can only be written in a stack file", whole);
+        return WEIR_E_INPUT;
+    }
+    return WEIR_OK;
+}
+
+static void *base_in_pool(struct stack_pool *p, enum key_scope scope)
+{
+    switch (scope) {
+    case SCOPE_ENGINE:
+        return &p->worker.engine;
+    case SCOPE_STEP:
+        return &p->worker.engine.step.params;
+    default:
+        return p;
+    }
+}
+
+/* Sets a key of one pool, whole or not at all. */
+static int set_in_pool(struct stack_pool *pool, const struct target *t,
+                       const struct ytree_node *value, const char *where, char *error)
+{
+    struct stack_pool changed = *pool;
+    const char *part = "", *why = "";
+    int rc = key_read(t->key, base_in_pool(&changed, t->key->scope), value, t->negated, where,
+                      error);
+    if (rc)
+        return rc;
+    if (finish_pool(&changed, &part, &why)) {
+        ytree_error(error, "%s: %s", where, why);
+        return WEIR_E_INPUT;
+    }
+    *pool = changed;
+    return WEIR_OK;
+}
+
+int stack_set(struct stack *s, const char *key, const char *value, char *error)
+{
+    struct target t;
+    struct ytree tree = {0};
+    char where[WHERE_BYTES];
+    error[0] = '\0';
+    (void)snprintf(where, sizeof where, "--set %.128s", key);
+
+    char *copy = strdup(key);
+    if (!copy) {
+        ytree_error(error, "%s: out of memory", where);
+        return WEIR_E_NOMEM;
+    }
+    int rc = target_find(s, copy, key, &t, error);
+    if (rc)
+        goto out;
+    rc = ytree_parse(&tree, where, value, strlen(value), error);
+    if (rc)
+        goto out;
+    static const struct ytree_node empty = {.kind = YTREE_SCALAR, .text = ""};
+    const struct ytree_node *node = tree.root ? tree.root : &empty;
+    if (t.policy) {
+        rc = set_policy_param(s, t.policy, t.param, node, where, error);
+    } else if (t.key->scope == SCOPE_STACK) {
+        rc = key_read(t.key, s, node, t.negated, where, error);
+    } else {
+        for (uint32_t i = t.first_pool; i < t.end_pool && rc == WEIR_OK; i++)
+            rc = set_in_pool(&s->pools[i], &t, node, where, error);
+    }
+out:
+    ytree_deinit(&tree);
+    free(copy);
+    return rc;
+}
+
+/* ---- printing ---- */
+
+/* Prints a key unless it neither matters to `kind` nor differs from `usual`. */
+static void print_key(FILE *out, const char *indent, const struct key *k, const void *base,
+                      const void *usual, unsigned kind)
+{
+    const char *last = strrchr(k->name, '.');
+    if (k->only && !(k->only & (1u << kind)) && key_same(k, base, usual))
+        return;
+    (void)fprintf(out, "%s%s: ", indent, last ? last + 1 : k->name);
+    key_print(out, k, base);
+    (void)fputc('\n', out);
+}
+
+static void print_scope(FILE *out, const char *indent, enum key_scope scope, const void *base,
+                        const void *usual, unsigned kind)
+{
+    for (unsigned i = 0; i < n_stack_keys; i++) {
+        if (stack_keys[i].scope == scope && stack_keys[i].type != KEY_INNER)
+            print_key(out, indent, &stack_keys[i], base, usual, kind);
+    }
+}
+
+void stack_print_step(FILE *out, const char *indent, const struct step_params *p)
+{
+    struct step_params usual;
+    memset(&usual, 0, sizeof usual);
+    key_defaults(SCOPE_STEP, &usual);
+    for (unsigned i = 0; i < n_stack_keys; i++) {
+        const struct key *k = &stack_keys[i];
+        bool needed = k->only && (k->only & (1u << p->form)) && k->type == KEY_REAL;
+        if (k->scope == SCOPE_STEP &&
+            (needed || strcmp(k->name, "form") == 0 || !key_same(k, p, &usual)))
+            print_key(out, indent, k, p, p, p->form);
+    }
+}
+
+static void print_pool(FILE *out, const struct stack_pool *p)
+{
+    struct engine_config usual;
+    const struct engine_config *engine = &p->worker.engine;
+    bool first = true;
+
+    engine_config_default(&usual, engine->scheduler);
+    for (unsigned i = 0; i < n_stack_keys; i++) {
+        const struct key *k = &stack_keys[i];
+        if (k->scope != SCOPE_POOL || k->type == KEY_INNER || strcmp(k->name, "profile") == 0)
+            continue;
+        print_key(out, first ? "  - " : "    ", k, p, p, 0);
+        first = false;
+    }
+    (void)fputs("    step:", out);
+    if (p->profile[0])
+        (void)fprintf(out, " # from profile %s", p->profile);
+    (void)fputc('\n', out);
+    stack_print_step(out, "      ", &engine->step.params);
+    (void)fputs("    engine:\n", out);
+    print_scope(out, "      ", SCOPE_ENGINE, engine, &usual, engine->scheduler);
+}
+
+static void print_fault(FILE *out, const struct fault *f)
+{
+    bool first = true;
+    for (unsigned i = 0; i < n_stack_keys; i++) {
+        const struct key *k = &stack_keys[i];
+        if (k->scope != SCOPE_FAULT || (strcmp(k->name, "worker") == 0 && f->worker == UINT32_MAX) ||
+            (strcmp(k->name, "domain") == 0 && f->worker != UINT32_MAX) ||
+            (strcmp(k->name, "factor") == 0 && f->kind != FAULT_SLOW))
+            continue;
+        print_key(out, first ? "  - " : "    ", k, f, f, 0);
+        first = false;
+    }
+}
+
+static void print_policy_params(FILE *out, const struct stack *s)
+{
+    (void)fputs("policy_params:\n", out);
+    for (uint32_t i = 0; i < s->n_policy_params; i++) {
+        const struct stack_policy_param *p = &s->policy_params[i];
+        bool seen = false;
+        for (uint32_t j = 0; j < i; j++)
+            seen |= strcmp(s->policy_params[j].policy, p->policy) == 0;
+        if (seen)
+            continue;
+        (void)fputs("  ", out);
+        print_quoted(out, p->policy);
+        (void)fputs(":\n", out);
+        for (uint32_t j = i; j < s->n_policy_params; j++) {
+            if (strcmp(s->policy_params[j].policy, p->policy) != 0)
+                continue;
+            (void)fputs("    ", out);
+            print_quoted(out, s->policy_params[j].name);
+            (void)fputs(": ", out);
+            print_real(out, s->policy_params[j].value);
+            (void)fputc('\n', out);
+        }
+    }
+}
+
+void stack_print(FILE *out, const struct stack *s)
+{
+    for (unsigned i = 0; i < n_stack_keys; i++) {
+        const struct key *k = &stack_keys[i];
+        if (k->scope != SCOPE_STACK)
+            continue;
+        if (k->type != KEY_INNER)
+            print_key(out, strchr(k->name, '.') ? "  " : "", k, s, s, 0);
+        else if (strcmp(k->name, "pools") != 0 && strcmp(k->name, "faults") != 0 &&
+                 strcmp(k->name, "policy_params") != 0)
+            (void)fprintf(out, "%s:\n", k->name);
+    }
+    if (s->n_policy_params)
+        print_policy_params(out, s);
+    (void)fputs("pools:\n", out);
+    for (uint32_t i = 0; i < s->n_pools; i++)
+        print_pool(out, &s->pools[i]);
+    if (s->n_faults) {
+        (void)fputs("faults:\n", out);
+        for (uint32_t i = 0; i < s->n_faults; i++)
+            print_fault(out, &s->faults[i]);
+    }
+}
+
+/* ---- the reference ---- */
+
+static void print_type(FILE *out, const struct key *k, bool markdown)
+{
+    switch (k->type) {
+    case KEY_BOOL:
+        (void)fputs("true, false", out);
+        break;
+    case KEY_U32:
+    case KEY_U64:
+        (void)fprintf(out, "whole %.15g..%.15g", k->min, k->max);
+        break;
+    case KEY_REAL:
+        (void)fprintf(out, "number %.6g..%.6g", k->min, k->max);
+        break;
+    case KEY_MS:
+        (void)fprintf(out, "number %.6g..%.6g%s", k->min, k->max, k->none ? ", none" : "");
+        break;
+    case KEY_CHOICE:
+        for (const char *c = k->choices; *c; c++)
+            (void)fputs(*c == ' ' ? ", " : (char[]){*c, '\0'}, out);
+        break;
+    case KEY_TEXT:
+        (void)fprintf(out, "text, at most %zu bytes", k->cap - 1);
+        break;
+    case KEY_REALS:
+        (void)fprintf(out, "list of at most %zu numbers", k->cap);
+        break;
+    case KEY_GRID:
+        (void)fprintf(out, "list of at most %zu rows of numbers", k->cap);
+        break;
+    case KEY_INNER:
+        (void)fputs("keys of its own", out);
+        break;
+    }
+    if (k->unit)
+        (void)fprintf(out, markdown ? " (%s)" : " %s", k->unit);
+}
+
+/* The default of an engine key is its engine's, printed once where all agree. */
+static void print_engine_default(FILE *out, const struct key *k)
+{
+    static const char *const names[] = {"vllm", "sglang", "trtllm", "dynosim"};
+    struct engine_config c[4];
+    bool same = true;
+    for (unsigned i = 0; i < 4; i++) {
+        engine_config_default(&c[i], (enum sched_kind)i);
+        same = same && key_same(k, &c[0], &c[i]);
+    }
+    if (same) {
+        key_print(out, k, &c[0]);
+        return;
+    }
+    for (unsigned i = 0; i < 4; i++) {
+        (void)fprintf(out, "%s%s ", i ? ", " : "", names[i]);
+        key_print(out, k, &c[i]);
+    }
+}
+
+static void print_default(FILE *out, const struct key *k)
+{
+    if (k->default_note)
+        (void)fputs(k->default_note, out);
+    else if (k->def)
+        (void)fputs(strcmp(k->def, "\"\"") == 0 ? "empty" : k->def, out);
+    else if (k->scope == SCOPE_ENGINE)
+        print_engine_default(out, k);
+}
+
+static void print_only(FILE *out, const struct key *k)
+{
+    static const char *const engines[] = {"vllm", "sglang", "trtllm", "dynosim"};
+    static const char *const forms[] = {"linear", "table", "fixed", "polynomial"};
+    const char *const *names = k->scope == SCOPE_STEP ? forms : engines;
+    bool first = true;
+    for (unsigned i = 0; i < 4 && k->only; i++) {
+        if (k->only & (1u << i)) {
+            (void)fprintf(out, "%s%s", first ? " [" : ", ", names[i]);
+            first = false;
+        }
+    }
+    if (!first)
+        (void)fputs(" only]", out);
+    if (k->aliases) {
+        (void)fputs(" (also: ", out);
+        for (const char *c = k->aliases; *c; c++) {
+            if (*c == '!')
+                (void)fputs("the opposite ", out);
+            else
+                (void)fputs(*c == ' ' ? ", " : (char[]){*c, '\0'}, out);
+        }
+        (void)fputc(')', out);
+    }
+}
+
+static void print_reference_row(FILE *out, const struct key *k, bool markdown)
+{
+    if (markdown) {
+        (void)fprintf(out, "| `%s` | ", k->name);
+        print_type(out, k, true);
+        (void)fputs(" | ", out);
+        print_default(out, k);
+        (void)fprintf(out, " | %s", k->help);
+        print_only(out, k);
+        (void)fputs(" |\n", out);
+        return;
+    }
+    (void)fprintf(out, "  %-34s ", k->name);
+    print_type(out, k, false);
+    (void)fputs("; default ", out);
+    print_default(out, k);
+    (void)fprintf(out, "\n      %s", k->help);
+    print_only(out, k);
+    (void)fputc('\n', out);
+}
+
+void stack_print_reference(FILE *out, bool markdown)
+{
+    static const char *const titles[SCOPE_COUNT] = {
+        "Top level",
+        "A pool: pools[]",
+        "Engine flags: pools[].engine",
+        "Step times: pools[].step, and step in a profile",
+        "A fault: faults[]",
+        "A profile file: deploy/profiles/NAME.yaml",
+    };
+    if (markdown)
+        (void)fputs("# The stack file, key by key\n\n"
+                    "Generated by `weir check --reference` from the table that the loader uses "
+                    "(controller/replay/stack_keys.c);\na test checks that it is current. Engine "
+                    "keys are the engine's own flag names: `--max-num-seqs` of a serve command is\n"
+                    "`max_num_seqs` (or `max-num-seqs`) here. Examples: deploy/stacks/.\n",
+                    out);
+    for (unsigned scope = 0; scope < SCOPE_COUNT; scope++) {
+        (void)fprintf(out,
+                      markdown ? "\n## %s\n\n| key | value | default | meaning |\n|---|---|---|---|\n"
+                               : "\n%s\n",
+                      titles[scope]);
+        for (unsigned i = 0; i < n_stack_keys; i++) {
+            if (stack_keys[i].scope == scope)
+                print_reference_row(out, &stack_keys[i], markdown);
+        }
+    }
+}

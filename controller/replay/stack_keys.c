@@ -1,0 +1,836 @@
+#include "controller/replay/stack_keys.h"
+
+#include <assert.h>
+#include <ctype.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "predictor/units.h"
+
+#define MS_MAX ((double)(PS_LIMIT / PS_PER_MS))
+#define COEF_MAX 1e9 /* a coefficient beyond this is a slip of units */
+#define WORD_BYTES 96
+
+#define VLLM (1u << SCHED_VLLM)
+#define SGLANG (1u << SCHED_SGLANG)
+#define TRTLLM (1u << SCHED_TRTLLM)
+#define DYNOSIM (1u << SCHED_DYNOSIM)
+#define LINEAR (1u << STEP_LINEAR)
+#define TABLE (1u << STEP_TABLE)
+#define FIXED (1u << STEP_FIXED)
+#define POLYNOMIAL (1u << STEP_POLYNOMIAL)
+
+#define STACK_AT(field) .offset = offsetof(struct stack, field)
+#define POOL_AT(field) .offset = offsetof(struct stack_pool, field)
+#define ENGINE_AT(field) .offset = offsetof(struct engine_config, field)
+#define STEP_AT(field) .offset = offsetof(struct step_params, field)
+#define FAULT_AT(field) .offset = offsetof(struct fault, field)
+#define PROFILE_AT(field) .offset = offsetof(struct profile, field)
+
+/* clang-format off */
+const struct key stack_keys[] = {
+    /* ---- top level ---- */
+    {SCOPE_STACK, KEY_INNER, "slo", .default_note = "as below",
+     .help = "what a request must meet to count as goodput"},
+    {SCOPE_STACK, KEY_MS, "slo.ttft_ms", .unit = "ms", .min = 1e-6, .max = MS_MAX, .none = true, .def = "2000",
+     STACK_AT(slo_ttft_ps), .help = "time to first token; none: not part of the SLO"},
+    {SCOPE_STACK, KEY_MS, "slo.tpot_ms", .unit = "ms", .min = 1e-6, .max = MS_MAX, .none = true, .def = "50",
+     STACK_AT(slo_tpot_ps), .help = "mean time per output token after the first; none: not part of the SLO"},
+    {SCOPE_STACK, KEY_MS, "slo.e2e_ms", .unit = "ms", .min = 1e-6, .max = MS_MAX, .none = true, .def = "none",
+     STACK_AT(slo_e2e_ps), .help = "arrival to last token; none: not part of the SLO"},
+
+    {SCOPE_STACK, KEY_INNER, "telemetry", .default_note = "as below",
+     .help = "what the router sees of the engines, and how late"},
+    {SCOPE_STACK, KEY_MS, "telemetry.poll_ms", .unit = "ms", .max = MS_MAX, .def = "100",
+     STACK_AT(telemetry_poll_ps), .help = "interval at which engine metrics are polled; 0: always fresh"},
+    {SCOPE_STACK, KEY_MS, "telemetry.cache_event_ms", .unit = "ms", .max = MS_MAX, .def = "5",
+     STACK_AT(cache_event_delay_ps),
+     .help = "delay of KV cache events after the end of the step that made them"},
+
+    {SCOPE_STACK, KEY_INNER, "admission", .default_note = "as below", .help = "the router's queue and retries"},
+    {SCOPE_STACK, KEY_U32, "admission.queue_max_requests", .unit = "requests", .min = 0, .max = 1e8, .def = "100000",
+     STACK_AT(queue_max_requests), .help = "requests held in the router's queue; the next one is rejected"},
+    {SCOPE_STACK, KEY_MS, "admission.queue_timeout_ms", .unit = "ms", .min = 1e-6, .max = MS_MAX, .none = true,
+     .def = "none", STACK_AT(queue_timeout_ps), .help = "longest wait in the router's queue before a reject"},
+    {SCOPE_STACK, KEY_U32, "admission.max_inflight_per_worker", .unit = "requests", .max = 1e8, .def = "0",
+     STACK_AT(max_inflight_per_worker),
+     .help = "requests sent to one worker at a time, the rest waits in the router; 0: no limit"},
+    {SCOPE_STACK, KEY_U32, "admission.max_retries", .unit = "retries", .max = 100, .def = "2",
+     STACK_AT(max_retries), .help = "times a request lost with its worker is sent to another"},
+    {SCOPE_STACK, KEY_BOOL, "admission.retry_partial", .def = "false", STACK_AT(retry_partial),
+     .help = "retry also after part of the answer was streamed"},
+
+    {SCOPE_STACK, KEY_INNER, "link", .default_note = "as below",
+     .help = "the uplink of each prefill worker to the decode pool, shared fairly by its transfers"},
+    {SCOPE_STACK, KEY_REAL, "link.latency_ms", .unit = "ms", .max = 1e6, .def = "0.05",
+     STACK_AT(link.latency_ms), .help = "fixed time of one transfer"},
+    {SCOPE_STACK, KEY_REAL, "link.bandwidth_gb_s", .unit = "GB/s", .max = ENGINE_MAX_GB_S, .def = "25",
+     STACK_AT(link.bandwidth_gb_s), .help = "bandwidth (10^9 bytes a second); 0: no limit"},
+    {SCOPE_STACK, KEY_CHOICE, "handoff", .choices = "source_first destination_first", .def = "source_first",
+     STACK_AT(handoff),
+     .help = "prefill before a decode slot is chosen (vLLM, TensorRT-LLM), or a decode slot first (SGLang)"},
+    {SCOPE_STACK, KEY_CHOICE, "transfer", .choices = "full_prompt destination_missing", .def = "full_prompt",
+     STACK_AT(transfer), .help = "KV that is moved: the whole prompt, or what the decode worker has not cached"},
+    {SCOPE_STACK, KEY_MS, "kv_lease_ms", .unit = "ms", .min = 1e-6, .max = MS_MAX, .none = true, .def = "none",
+     STACK_AT(kv_lease_ps), .help = "how long the prefill side keeps KV that nobody has fetched"},
+
+    {SCOPE_STACK, KEY_INNER, "policy_params", .default_note = "each policy's own",
+     .help = "{POLICY: {PARAMETER: number}}, for example {sticky: {affinity: 0.8}}"},
+    {SCOPE_STACK, KEY_INNER, "pools", .default_note = "required", .help = "list of pools of equal workers, see below"},
+    {SCOPE_STACK, KEY_INNER, "faults", .default_note = "none", .help = "list of what goes wrong and when, see below"},
+
+    /* ---- pools[] ---- */
+    {SCOPE_POOL, KEY_TEXT, "name", .min = 1, POOL_AT(name), .cap = STACK_NAME_BYTES,
+     .default_note = "pool0, pool1 ...", .help = "name in reports and for --set"},
+    {SCOPE_POOL, KEY_CHOICE, "role", .choices = "both prefill decode", .def = "both",
+     POOL_AT(worker.engine.role), .help = "what its workers do; prefill and decode pools come together"},
+    {SCOPE_POOL, KEY_U32, "workers", .unit = "workers", .min = 1, .max = CLUSTER_MAX_WORKERS, .def = "1",
+     POOL_AT(workers), .help = "number of workers (an engine with its own queue and KV; one DP group counts once)"},
+    {SCOPE_POOL, KEY_TEXT, "profile", .def = "\"\"", POOL_AT(profile), .cap = STACK_PATH_BYTES,
+     .default_note = "built in: Llama-3.1-8B, one H100",
+     .help = "step times: a name in deploy/profiles, or a path (with a / or .yaml) from this file's folder"},
+    {SCOPE_POOL, KEY_INNER, "step", .default_note = "the profile's",
+     .help = "step times written out, or single values that replace the profile's, see below"},
+    {SCOPE_POOL, KEY_INNER, "engine", .default_note = "the engine's own", .help = "the engine's flags, see below"},
+    {SCOPE_POOL, KEY_MS, "startup_ms", .unit = "ms", .max = MS_MAX, .def = "0", POOL_AT(worker.startup_ps),
+     .help = "time from start (or restart) to ready"},
+    {SCOPE_POOL, KEY_BOOL, "starts_up", .def = "true", POOL_AT(worker.starts_up),
+     .help = "ready at time 0; false: absent until a fault of kind up starts it"},
+    {SCOPE_POOL, KEY_TEXT, "domain", .def = "\"\"", POOL_AT(worker.domain), .cap = CLUSTER_DOMAIN_BYTES,
+     .help = "failure domain path, as rack0/node{i/8}/gpu{i}; {i} is the worker's index in the pool, {i/8} that "
+             "divided by 8"},
+    {SCOPE_POOL, KEY_U32, "gpus", .unit = "GPUs", .min = 1, .max = 65536, .def = "1",
+     POOL_AT(worker.gpus), .default_note = "the profile's, else 1", .help = "GPUs of one worker, for GPU-hours"},
+
+    /* ---- pools[].engine ---- */
+    {SCOPE_ENGINE, KEY_CHOICE, "scheduler", .aliases = "backend", .choices = "vllm sglang trtllm dynosim",
+     ENGINE_AT(scheduler), .default_note = "vllm", .help = "whose scheduling rules; the other defaults follow it"},
+    {SCOPE_ENGINE, KEY_CHOICE, "policy", .aliases = "scheduling_policy schedule_policy",
+     .choices = "fcfs priority lpm", ENGINE_AT(policy),
+     .help = "order of the engine's queue: fcfs, priority (vllm), lpm (sglang: longest cached prefix first)"},
+    {SCOPE_ENGINE, KEY_U32, "block_size", .aliases = "page_size tokens_per_block", .unit = "tokens", .min = 1,
+     .max = ENGINE_MAX_BLOCK_SIZE, ENGINE_AT(block_size), .help = "tokens of one KV block (sglang: page)"},
+    {SCOPE_ENGINE, KEY_U32, "num_gpu_blocks", .aliases = "num_gpu_blocks_override", .unit = "blocks", .min = 1,
+     .max = ENGINE_MAX_BLOCKS, ENGINE_AT(num_gpu_blocks),
+     .help = "KV capacity as the engine logs it at start-up; do not compute it"},
+    {SCOPE_ENGINE, KEY_U32, "max_num_seqs", .aliases = "max_running_requests max_batch_size", .unit = "requests",
+     .min = 1, .max = ENGINE_MAX_SEQS, ENGINE_AT(max_num_seqs), .help = "requests that run at the same time"},
+    {SCOPE_ENGINE, KEY_U32, "max_num_batched_tokens", .aliases = "max_num_tokens", .unit = "tokens", .min = 1,
+     .max = ENGINE_MAX_TOKENS, .only = VLLM | TRTLLM | DYNOSIM, ENGINE_AT(max_num_batched_tokens),
+     .help = "tokens of one step"},
+    {SCOPE_ENGINE, KEY_U32, "max_model_len", .aliases = "context_length max_seq_len", .unit = "tokens",
+     .max = ENGINE_MAX_TOKENS, ENGINE_AT(max_model_len), .help = "longest prompt plus answer; 0: no limit"},
+    {SCOPE_ENGINE, KEY_U32, "long_prefill_token_threshold", .unit = "tokens", .max = ENGINE_MAX_TOKENS,
+     .only = VLLM, ENGINE_AT(long_prefill_token_threshold),
+     .help = "largest chunk of one prompt in a step; 0: up to the step's budget"},
+    {SCOPE_ENGINE, KEY_BOOL, "enable_prefix_caching",
+     .aliases = "!no_enable_prefix_caching !disable_radix_cache enable_block_reuse",
+     ENGINE_AT(enable_prefix_caching), .help = "reuse KV of equal prefixes"},
+    {SCOPE_ENGINE, KEY_BOOL, "enable_chunked_prefill", .aliases = "!no_enable_chunked_prefill",
+     .only = VLLM | TRTLLM | DYNOSIM, ENGINE_AT(enable_chunked_prefill),
+     .help = "split a prompt over several steps"},
+    {SCOPE_ENGINE, KEY_CHOICE, "eviction", .aliases = "radix_eviction_policy", .choices = "lru lfu",
+     ENGINE_AT(eviction), .help = "which cached blocks go first"},
+    {SCOPE_ENGINE, KEY_U32, "max_prefill_tokens", .unit = "tokens", .min = 1, .max = ENGINE_MAX_TOKENS,
+     .only = SGLANG, ENGINE_AT(max_prefill_tokens), .help = "prompt tokens of one prefill batch"},
+    {SCOPE_ENGINE, KEY_U32, "chunked_prefill_size", .unit = "tokens", .min = 1, .max = ENGINE_MAX_TOKENS,
+     .only = SGLANG, ENGINE_AT(chunked_prefill_size), .help = "largest chunk of a prompt"},
+    {SCOPE_ENGINE, KEY_U32, "clip_max_new_tokens", .unit = "tokens", .min = 1, .max = ENGINE_MAX_TOKENS,
+     .only = SGLANG, ENGINE_AT(clip_max_new_tokens),
+     .help = "output length assumed at admission at most (SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION)"},
+    {SCOPE_ENGINE, KEY_REAL, "schedule_conservativeness", .max = ENGINE_MAX_CONSERVATIVENESS, .only = SGLANG,
+     ENGINE_AT(schedule_conservativeness), .help = "how much room admission keeps for outputs to come"},
+    {SCOPE_ENGINE, KEY_CHOICE, "dynosim_version", .choices = "1.4.2 1.6.1", .only = DYNOSIM,
+     ENGINE_AT(dynosim_version), .help = "which version of the peer simulator to follow"},
+    {SCOPE_ENGINE, KEY_U32, "num_host_blocks", .aliases = "num_cpu_blocks", .unit = "blocks",
+     .max = ENGINE_MAX_BLOCKS, ENGINE_AT(num_host_blocks), .help = "KV blocks kept in host memory; 0: off"},
+    {SCOPE_ENGINE, KEY_REAL, "h2d_bandwidth_gb_s", .unit = "GB/s", .max = ENGINE_MAX_GB_S,
+     ENGINE_AT(h2d_bandwidth_gb_s), .help = "host to GPU; 0: no limit"},
+    {SCOPE_ENGINE, KEY_REAL, "d2h_bandwidth_gb_s", .unit = "GB/s", .max = ENGINE_MAX_GB_S,
+     ENGINE_AT(d2h_bandwidth_gb_s), .help = "GPU to host; 0: no limit"},
+    {SCOPE_ENGINE, KEY_U32, "num_shared_blocks", .unit = "blocks", .max = ENGINE_MAX_BLOCKS,
+     ENGINE_AT(num_shared_blocks), .help = "KV blocks in a store shared by all workers; 0: off"},
+    {SCOPE_ENGINE, KEY_REAL, "shared_first_byte_ms", .unit = "ms", .max = ENGINE_MAX_FIRST_BYTE_MS,
+     ENGINE_AT(shared_first_byte_ms), .help = "latency of the shared store"},
+    {SCOPE_ENGINE, KEY_REAL, "shared_read_gb_s", .unit = "GB/s", .max = ENGINE_MAX_GB_S,
+     ENGINE_AT(shared_read_gb_s), .help = "read bandwidth of the shared store, all workers together; 0: no limit"},
+    {SCOPE_ENGINE, KEY_REAL, "shared_write_gb_s", .unit = "GB/s", .max = ENGINE_MAX_GB_S,
+     ENGINE_AT(shared_write_gb_s), .help = "write bandwidth of the shared store, all workers together; 0: no limit"},
+    {SCOPE_ENGINE, KEY_U64, "kv_bytes_per_token", .unit = "bytes", .max = (double)ENGINE_MAX_KV_BYTES,
+     ENGINE_AT(kv_bytes_per_token), .default_note = "the profile's, else 0",
+     .help = "KV of one token over all layers, for transfers and tiers; 0: they take no time"},
+    {SCOPE_ENGINE, KEY_U32, "dp_size", .aliases = "data_parallel_size", .unit = "ranks", .min = 1,
+     .max = ENGINE_MAX_DP, ENGINE_AT(dp_size),
+     .help = "attention data-parallel ranks behind one worker, in step with each other"},
+
+    /* ---- step ---- */
+    {SCOPE_STEP, KEY_CHOICE, "form", .choices = "linear table fixed polynomial", .def = "linear",
+     STEP_AT(form), .help = "linear: W + d0*B + k*K + p*sum(n) + q*sum(n*(c + n/2))"},
+    {SCOPE_STEP, KEY_REAL, "w_ms", .unit = "ms", .max = COEF_MAX, .def = "0", .only = LINEAR, STEP_AT(w_ms),
+     .help = "W: every step (reading the weights)"},
+    {SCOPE_STEP, KEY_REAL, "d0_ms_per_req", .unit = "ms/request", .max = COEF_MAX, .def = "0", .only = LINEAR,
+     STEP_AT(d0_ms_per_req), .help = "d0: per decoding request"},
+    {SCOPE_STEP, KEY_REAL, "k_ms_per_tok", .unit = "ms/token", .max = COEF_MAX, .def = "0", .only = LINEAR,
+     STEP_AT(k_ms_per_tok), .help = "k: per token of KV read by decoding requests"},
+    {SCOPE_STEP, KEY_REAL, "p_ms_per_tok", .unit = "ms/token", .max = COEF_MAX, .def = "0", .only = LINEAR,
+     STEP_AT(p_ms_per_tok), .help = "p: per prompt token"},
+    {SCOPE_STEP, KEY_REAL, "q_ms_per_tok2", .unit = "ms/token^2", .max = COEF_MAX, .def = "0", .only = LINEAR,
+     STEP_AT(q_ms_per_tok2), .help = "q: per prompt token and token of context before it (attention)"},
+    {SCOPE_STEP, KEY_REAL, "prefill_floor_ms", .unit = "ms", .max = COEF_MAX, .def = "0", .only = LINEAR,
+     STEP_AT(prefill_floor_ms), .help = "prefill work shorter than this is hidden under W; 0: off"},
+    {SCOPE_STEP, KEY_U32, "moe_experts", .unit = "experts", .max = 65536, .def = "0", .only = LINEAR,
+     STEP_AT(moe_experts), .help = "experts per layer; 0: W does not depend on the batch"},
+    {SCOPE_STEP, KEY_U32, "moe_active", .unit = "experts", .max = 65536, .def = "0", .only = LINEAR,
+     STEP_AT(moe_active), .help = "experts one token uses"},
+    {SCOPE_STEP, KEY_REAL, "moe_w_share", .max = 1, .def = "0", .only = LINEAR, STEP_AT(moe_w_share),
+     .help = "share of w_ms that is expert weights; it grows with the experts a batch touches"},
+    {SCOPE_STEP, KEY_U32, "spec_gamma", .aliases = "num_speculative_tokens", .unit = "tokens",
+     .max = STEP_SPEC_MAX, .def = "0", STEP_AT(spec_gamma), .help = "draft tokens per step; 0: no speculation"},
+    {SCOPE_STEP, KEY_REALS, "spec_accept", .max = 1, .def = "[]", STEP_AT(spec_accept), .cap = STEP_SPEC_MAX,
+     .help = "chance that draft token 1, 2 ... is accepted if the one before was"},
+    {SCOPE_STEP, KEY_REAL, "spec_draft_ms", .unit = "ms", .max = COEF_MAX, .def = "0", STEP_AT(spec_draft_ms),
+     .help = "cost of one draft token for the batch"},
+    {SCOPE_STEP, KEY_REAL, "fixed_prefill_ms", .unit = "ms", .max = COEF_MAX, .def = "0", .only = FIXED,
+     STEP_AT(fixed_prefill_ms), .help = "a step with prompt tokens"},
+    {SCOPE_STEP, KEY_REAL, "fixed_decode_ms", .unit = "ms", .max = COEF_MAX, .def = "0", .only = FIXED,
+     STEP_AT(fixed_decode_ms), .help = "a step with decoding requests"},
+    {SCOPE_STEP, KEY_REAL, "pa", .unit = "ms/token^2", .min = -COEF_MAX, .max = COEF_MAX, .def = "0",
+     .only = POLYNOMIAL, STEP_AT(pa), .help = "prefill of T tokens: pa*T^2 + pb*T + pc"},
+    {SCOPE_STEP, KEY_REAL, "pb", .unit = "ms/token", .min = -COEF_MAX, .max = COEF_MAX, .def = "0",
+     .only = POLYNOMIAL, STEP_AT(pb), .help = "see pa"},
+    {SCOPE_STEP, KEY_REAL, "pc", .unit = "ms", .min = -COEF_MAX, .max = COEF_MAX, .def = "0", .only = POLYNOMIAL,
+     STEP_AT(pc), .help = "see pa"},
+    {SCOPE_STEP, KEY_REAL, "da", .unit = "ms", .min = -COEF_MAX, .max = COEF_MAX, .def = "0", .only = POLYNOMIAL,
+     STEP_AT(da), .help = "decode with a share u of the KV in use: max(1, da*u^2 + db*u + dc)"},
+    {SCOPE_STEP, KEY_REAL, "db", .unit = "ms", .min = -COEF_MAX, .max = COEF_MAX, .def = "0", .only = POLYNOMIAL,
+     STEP_AT(db), .help = "see da"},
+    {SCOPE_STEP, KEY_REAL, "dc", .unit = "ms", .min = -COEF_MAX, .max = COEF_MAX, .def = "0", .only = POLYNOMIAL,
+     STEP_AT(dc), .help = "see da"},
+    {SCOPE_STEP, KEY_REALS, "prefill_tok", .unit = "tokens", .max = COEF_MAX, .def = "[]", .only = TABLE,
+     STEP_AT(prefill_x), .cap = STEP_TABLE_MAX, .count_offset = offsetof(struct step_params, n_prefill),
+     .help = "new tokens at the points of prefill_ms, increasing"},
+    {SCOPE_STEP, KEY_REALS, "prefill_ms", .unit = "ms", .max = COEF_MAX, .def = "[]", .only = TABLE,
+     STEP_AT(prefill_y), .cap = STEP_TABLE_MAX, .count_offset = offsetof(struct step_params, n_prefill),
+     .help = "measured prefill time at each point of prefill_tok"},
+    {SCOPE_STEP, KEY_REALS, "decode_kv_tok", .unit = "tokens", .max = 1e15, .def = "[]", .only = TABLE,
+     STEP_AT(kv_x), .cap = STEP_TABLE_MAX, .count_offset = offsetof(struct step_params, n_kv),
+     .help = "KV tokens in use at the rows of decode_ms, increasing"},
+    {SCOPE_STEP, KEY_REALS, "decode_ctx_tok", .unit = "tokens", .max = COEF_MAX, .def = "[]", .only = TABLE,
+     STEP_AT(ctx_x), .cap = STEP_TABLE_MAX, .count_offset = offsetof(struct step_params, n_ctx),
+     .help = "mean context length at the columns of decode_ms, increasing"},
+    {SCOPE_STEP, KEY_GRID, "decode_ms", .unit = "ms", .max = COEF_MAX, .def = "[]", .only = TABLE,
+     STEP_AT(itl_y), .cap = STEP_TABLE_MAX,
+     .help = "measured decode step time: one row per decode_kv_tok, one column per decode_ctx_tok"},
+    {SCOPE_STEP, KEY_REAL, "scale", .min = 0, .max = 1e6, .def = "1", STEP_AT(scale),
+     .help = "multiplies every time"},
+
+    /* ---- faults[] ---- */
+    {SCOPE_FAULT, KEY_MS, "at_ms", .unit = "ms", .max = MS_MAX, FAULT_AT(at_ps), .default_note = "required",
+     .help = "when, from the start of the replay"},
+    {SCOPE_FAULT, KEY_U32, "worker", .max = CLUSTER_MAX_WORKERS - 1, FAULT_AT(worker),
+     .default_note = "this or domain", .help = "whom: index over all pools in their order, from 0"},
+    {SCOPE_FAULT, KEY_TEXT, "domain", .min = 1, FAULT_AT(domain), .cap = CLUSTER_DOMAIN_BYTES,
+     .default_note = "this or worker", .help = "whom: every worker at or below this failure domain"},
+    {SCOPE_FAULT, KEY_CHOICE, "kind", .choices = "down up slow drain", FAULT_AT(kind), .default_note = "required",
+     .help = "down: dies, with its requests and KV; up: starts again, empty; slow: steps take `factor` times as "
+             "long; drain: takes no new requests"},
+    {SCOPE_FAULT, KEY_REAL, "factor", .min = 1e-3, .max = 1e6, .def = "1", FAULT_AT(factor),
+     .help = "of kind slow, from then on; 1 ends it"},
+
+    /* ---- a profile file ---- */
+    {SCOPE_PROFILE, KEY_TEXT, "source", .min = 1, PROFILE_AT(source), .cap = STACK_PATH_BYTES,
+     .default_note = "required", .help = "where the numbers come from: fit, roofline, published ..."},
+    {SCOPE_PROFILE, KEY_TEXT, "model", .def = "\"\"", PROFILE_AT(model), .cap = STACK_PATH_BYTES,
+     .help = "model, for people"},
+    {SCOPE_PROFILE, KEY_TEXT, "system", .def = "\"\"", PROFILE_AT(system), .cap = STACK_NAME_BYTES,
+     .help = "GPU, for people"},
+    {SCOPE_PROFILE, KEY_TEXT, "engine", .def = "\"\"", PROFILE_AT(engine), .cap = STACK_NAME_BYTES,
+     .help = "engine measured, for people"},
+    {SCOPE_PROFILE, KEY_TEXT, "version", .def = "\"\"", PROFILE_AT(version), .cap = STACK_NAME_BYTES,
+     .help = "its version, for people"},
+    {SCOPE_PROFILE, KEY_TEXT, "precision", .def = "\"\"", PROFILE_AT(precision), .cap = STACK_NAME_BYTES,
+     .help = "of the weights, for people"},
+    {SCOPE_PROFILE, KEY_U32, "tp", .aliases = "tensor_parallel_size", .unit = "GPUs", .min = 1, .max = 65536, .def = "1", PROFILE_AT(tp),
+     .help = "tensor-parallel size, for people (the step times already have it)"},
+    {SCOPE_PROFILE, KEY_U32, "gpus", .unit = "GPUs", .min = 1, .max = 65536, .def = "1", PROFILE_AT(gpus),
+     .help = "GPUs of one worker"},
+    {SCOPE_PROFILE, KEY_U64, "kv_bytes_per_token", .unit = "bytes", .max = (double)ENGINE_MAX_KV_BYTES, .def = "0",
+     PROFILE_AT(kv_bytes_per_token), .help = "KV of one token over all layers; 0: not known"},
+    {SCOPE_PROFILE, KEY_INNER, "step", .default_note = "required", .help = "as pools[].step"},
+};
+/* clang-format on */
+
+const unsigned n_stack_keys = sizeof stack_keys / sizeof stack_keys[0];
+static_assert(sizeof stack_keys / sizeof stack_keys[0] < STACK_KEYS_MAX, "raise STACK_KEYS_MAX");
+static_assert(sizeof(enum handoff_mode) == sizeof(uint32_t), "KEY_CHOICE stores 32 bits");
+
+const char *scope_path(enum key_scope scope)
+{
+    static const char *const paths[SCOPE_COUNT] = {
+        "", "pools[]", "pools[].engine", "pools[].step", "faults[]", "",
+    };
+    return paths[scope];
+}
+
+/* Next word of a list separated by spaces; NULL at the end. */
+static const char *next_word(const char *at, char out[WORD_BYTES])
+{
+    while (*at == ' ')
+        at++;
+    if (!*at)
+        return NULL;
+    size_t n = strcspn(at, " ");
+    size_t keep = n < WORD_BYTES - 1 ? n : WORD_BYTES - 1;
+    memcpy(out, at, keep);
+    out[keep] = '\0';
+    return at + n;
+}
+
+/* "--max-num-seqs" and "max-num-seqs" are max_num_seqs. Too long for any key: "". */
+static void plain_name(const char *name, char out[WORD_BYTES])
+{
+    if (name[0] == '-' && name[1] == '-')
+        name += 2;
+    size_t n = strlen(name);
+    if (n >= WORD_BYTES)
+        n = 0;
+    for (size_t i = 0; i < n; i++)
+        out[i] = name[i] == '-' ? '_' : name[i];
+    out[n] = '\0';
+}
+
+static bool has_alias(const struct key *k, const char *name, bool *negated)
+{
+    char word[WORD_BYTES];
+    for (const char *at = k->aliases; at && (at = next_word(at, word));) {
+        bool no = word[0] == '!';
+        if (strcmp(word + no, name) == 0) {
+            *negated = no;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The part of a key's name after the prefix; NULL: it is not under that prefix, or deeper. */
+static const char *below(const struct key *k, const char *prefix)
+{
+    size_t n = strlen(prefix);
+    if (strncmp(k->name, prefix, n) != 0 || strchr(k->name + n, '.'))
+        return NULL;
+    return k->name + n;
+}
+
+const struct key *key_find(enum key_scope scope, const char *prefix, const char *name,
+                           bool *negated)
+{
+    char plain[WORD_BYTES];
+    plain_name(name, plain);
+    *negated = false;
+    for (unsigned i = 0; i < n_stack_keys; i++) {
+        const struct key *k = &stack_keys[i];
+        const char *own = k->scope == scope ? below(k, prefix) : NULL;
+        if (own && (strcmp(own, plain) == 0 || has_alias(k, plain, negated)))
+            return k;
+    }
+    return NULL;
+}
+
+/* Levenshtein distance of two words shorter than WORD_BYTES. */
+static unsigned edit_distance(const char *a, const char *b)
+{
+    unsigned row[WORD_BYTES];
+    unsigned nb = (unsigned)strlen(b);
+    for (unsigned j = 0; j <= nb; j++)
+        row[j] = j;
+    for (unsigned i = 1; a[i - 1]; i++) {
+        unsigned diagonal = row[0];
+        row[0] = i;
+        for (unsigned j = 1; j <= nb; j++) {
+            unsigned best = diagonal + (a[i - 1] != b[j - 1]);
+            if (row[j] + 1 < best)
+                best = row[j] + 1;
+            if (row[j - 1] + 1 < best)
+                best = row[j - 1] + 1;
+            diagonal = row[j];
+            row[j] = best;
+        }
+    }
+    return row[nb];
+}
+
+/* How many edits still look like a slip. */
+static unsigned slip_limit(const char *word)
+{
+    return 1 + (unsigned)strlen(word) / 3;
+}
+
+bool nearest_word(const char *words, const char *word, char *out, size_t n)
+{
+    char plain[WORD_BYTES], each[WORD_BYTES];
+    unsigned best = UINT32_MAX;
+    plain_name(word, plain);
+    for (const char *at = words; (at = next_word(at, each));) {
+        unsigned d = edit_distance(plain, each);
+        if (d < best && d <= slip_limit(plain)) {
+            best = d;
+            (void)snprintf(out, n, "%s", each);
+        }
+    }
+    return best != UINT32_MAX;
+}
+
+/* The same name elsewhere in the file: a key at the wrong level. */
+static const struct key *key_elsewhere(const char *plain)
+{
+    for (unsigned i = 0; i < n_stack_keys; i++) {
+        const struct key *k = &stack_keys[i];
+        const char *last = strrchr(k->name, '.');
+        bool negated;
+        if (k->scope != SCOPE_PROFILE && (strcmp(last ? last + 1 : k->name, plain) == 0 ||
+                                          has_alias(k, plain, &negated)))
+            return k;
+    }
+    return NULL;
+}
+
+void key_suggest(enum key_scope scope, const char *prefix, const char *name, char *out, size_t n)
+{
+    char plain[WORD_BYTES], words[4096] = "", near[WORD_BYTES];
+    size_t used = 0;
+    plain_name(name, plain);
+    for (unsigned i = 0; i < n_stack_keys; i++) {
+        const char *own = stack_keys[i].scope == scope ? below(&stack_keys[i], prefix) : NULL;
+        if (own && used < sizeof words)
+            used += (size_t)snprintf(words + used, sizeof words - used, "%s%s", used ? " " : "",
+                                     own);
+    }
+    const struct key *other = scope == SCOPE_PROFILE ? NULL : key_elsewhere(plain);
+    if (other) {
+        const char *at = scope_path(other->scope);
+        (void)snprintf(out, n, "it belongs at %s%s%s", at, *at ? "." : "", other->name);
+    } else if (nearest_word(words, name, near, sizeof near)) {
+        (void)snprintf(out, n, "did you mean %s?", near);
+    } else {
+        (void)snprintf(out, n, "the keys here are: %.512s%s", words,
+                       strlen(words) > 512 ? " ... (weir check --help lists all)" : "");
+    }
+}
+
+/* ---- reading ---- */
+
+static void describe_range(const struct key *k, char *out, size_t n)
+{
+    (void)snprintf(out, n, "%.15g..%.15g%s%s", k->min, k->max, k->unit ? " " : "",
+                   k->unit ? k->unit : "");
+}
+
+static int refuse(const struct key *k, const struct ytree_node *n, const char *where, char *error)
+{
+    char range[WORD_BYTES], near[WORD_BYTES];
+    char got[WORD_BYTES], expected[2 * WORD_BYTES], hint[2 * WORD_BYTES] = "";
+
+    describe_range(k, range, sizeof range);
+    switch (k->type) {
+    case KEY_BOOL:
+        (void)snprintf(expected, sizeof expected, "true or false");
+        break;
+    case KEY_U32:
+    case KEY_U64:
+        (void)snprintf(expected, sizeof expected, "a whole number %s", range);
+        break;
+    case KEY_REAL:
+    case KEY_MS:
+        (void)snprintf(expected, sizeof expected, "a number %s%s", range, k->none ? ", or none" : "");
+        break;
+    case KEY_CHOICE:
+        (void)snprintf(expected, sizeof expected, "one of: %s", k->choices);
+        if (n->kind == YTREE_SCALAR && nearest_word(k->choices, n->text, near, sizeof near))
+            (void)snprintf(hint, sizeof hint, "; did you mean %s?", near);
+        break;
+    case KEY_TEXT:
+        (void)snprintf(expected, sizeof expected, "text of %.0f..%zu bytes without control characters",
+                       k->min, k->cap - 1);
+        break;
+    case KEY_REALS:
+        (void)snprintf(expected, sizeof expected, "a list of at most %zu numbers %s", k->cap, range);
+        break;
+    case KEY_GRID:
+        (void)snprintf(expected, sizeof expected,
+                       "a list of at most %zu rows of equally many numbers %s", k->cap, range);
+        break;
+    case KEY_INNER:
+        (void)snprintf(expected, sizeof expected, "keys of its own (%s)", k->help);
+        break;
+    }
+    if (n->kind == YTREE_SCALAR)
+        (void)snprintf(got, sizeof got, "%s%.60s%s", n->quoted || !*n->text ? "'" : "", n->text,
+                       n->quoted || !*n->text ? "'" : "");
+    else
+        (void)snprintf(got, sizeof got, "a %s", n->kind == YTREE_LIST ? "list" : "mapping");
+    ytree_error(error, "%s: expected %s, got %s%s", where, expected, got, hint);
+    return WEIR_E_INPUT;
+}
+
+/* A plain scalar as a decimal number: no hex, no inf, no nan, nothing behind it. */
+static bool read_real(const struct ytree_node *n, double *v)
+{
+    if (n->kind != YTREE_SCALAR || n->quoted || !*n->text ||
+        strspn(n->text, "0123456789+-.eE") != strlen(n->text))
+        return false;
+    char *end;
+    *v = strtod(n->text, &end);
+    return *end == '\0' && isfinite(*v);
+}
+
+static bool read_whole(const struct ytree_node *n, uint64_t *v)
+{
+    if (n->kind != YTREE_SCALAR || n->quoted || !*n->text ||
+        strspn(n->text, "0123456789") != strlen(n->text))
+        return false;
+    errno = 0;
+    *v = strtoull(n->text, NULL, 10);
+    return errno == 0;
+}
+
+static bool is_none(const struct ytree_node *n)
+{
+    return n->kind == YTREE_SCALAR && !n->quoted && strcmp(n->text, "none") == 0;
+}
+
+static bool in_range(const struct key *k, double v)
+{
+    return v >= k->min && v <= k->max;
+}
+
+static bool read_choice(const struct key *k, const struct ytree_node *n, uint32_t *v)
+{
+    char word[WORD_BYTES];
+    uint32_t i = 0;
+    if (n->kind != YTREE_SCALAR)
+        return false;
+    for (const char *at = k->choices; (at = next_word(at, word)); i++) {
+        if (strcmp(word, n->text) == 0) {
+            *v = i;
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool read_text(const struct key *k, const struct ytree_node *n, char *to)
+{
+    if (n->kind != YTREE_SCALAR)
+        return false;
+    size_t len = strlen(n->text);
+    if (len >= k->cap || (double)len < k->min)
+        return false;
+    for (size_t i = 0; i < len; i++) {
+        unsigned char c = (unsigned char)n->text[i];
+        if (c < 0x20 || c == 0x7f)
+            return false;
+    }
+    memcpy(to, n->text, len + 1);
+    return true;
+}
+
+/* A list of numbers into to[cap]; *count is its length. */
+static bool read_list(const struct key *k, const struct ytree_node *n, double *to, uint32_t *count)
+{
+    if (n->kind != YTREE_LIST)
+        return false;
+    *count = 0;
+    for (const struct ytree_node *e = n->first; e; e = e->next) {
+        double v;
+        if (*count == k->cap || !read_real(e, &v) || !in_range(k, v))
+            return false;
+        to[(*count)++] = v;
+    }
+    return true;
+}
+
+/* Lists that share a count (a table's axis and its values) may come in either order: each sets it if
+ * it is still 0 and must agree with it otherwise; the caller resets the counts before a new table. */
+static int read_reals(const struct key *k, char *base, const struct ytree_node *n, const char *where,
+                      char *error)
+{
+    double list[STEP_TABLE_MAX] = {0};
+    uint32_t count = 0, known = 0;
+    assert(k->cap <= STEP_TABLE_MAX);
+    if (!read_list(k, n, list, &count))
+        return refuse(k, n, where, error);
+    if (k->count_offset) {
+        memcpy(&known, base + k->count_offset, sizeof known);
+        if (known && count && known != count) {
+            ytree_error(error,
+                        "%s: expected as many numbers as in the list that goes with it (%" PRIu32
+                        "), got %" PRIu32,
+                        where, known, count);
+            return WEIR_E_INPUT;
+        }
+        if (count)
+            memcpy(base + k->count_offset, &count, sizeof count);
+    }
+    memcpy(base + k->offset, list, k->cap * sizeof list[0]);
+    return WEIR_OK;
+}
+
+static int read_grid(const struct key *k, char *base, const struct ytree_node *n, const char *where,
+                     char *error)
+{
+    double row[STEP_TABLE_MAX];
+    uint32_t rows = 0, columns = 0;
+    if (n->kind != YTREE_LIST)
+        return refuse(k, n, where, error);
+    for (const struct ytree_node *e = n->first; e; e = e->next) {
+        uint32_t count = 0;
+        if (rows == k->cap || !read_list(k, e, row, &count) || count == 0 ||
+            (rows && count != columns))
+            return refuse(k, n, where, error);
+        columns = count;
+        memcpy(base + k->offset + rows * columns * sizeof row[0], row, columns * sizeof row[0]);
+        rows++;
+    }
+    /* Shared with the axes: decode_ms has n_kv rows of n_ctx numbers. */
+    struct step_params *p = (struct step_params *)(void *)base;
+    if ((p->n_kv && rows && p->n_kv != rows) || (p->n_ctx && columns && p->n_ctx != columns)) {
+        ytree_error(error,
+                    "%s: expected one row per decode_kv_tok and one column per decode_ctx_tok, got "
+                    "%" PRIu32 " rows of %" PRIu32,
+                    where, rows, columns);
+        return WEIR_E_INPUT;
+    }
+    if (rows) {
+        p->n_kv = rows;
+        p->n_ctx = columns;
+    }
+    return WEIR_OK;
+}
+
+int key_read(const struct key *k, void *base, const struct ytree_node *n, bool negated,
+             const char *where, char *error)
+{
+    char *to = (char *)base + k->offset;
+    double real = 0;
+    uint64_t whole = 0;
+    uint32_t word = 0;
+    bool yes = false;
+
+    switch (k->type) {
+    case KEY_BOOL:
+        if (n->kind != YTREE_SCALAR || n->quoted)
+            return refuse(k, n, where, error);
+        yes = strcmp(n->text, "true") == 0;
+        if (!yes && strcmp(n->text, "false") != 0)
+            return refuse(k, n, where, error);
+        yes = yes != negated;
+        memcpy(to, &yes, sizeof yes);
+        return WEIR_OK;
+    case KEY_U32:
+    case KEY_U64:
+        if (!read_whole(n, &whole) || !in_range(k, (double)whole))
+            return refuse(k, n, where, error);
+        word = (uint32_t)whole;
+        if (k->type == KEY_U32)
+            memcpy(to, &word, sizeof word);
+        else
+            memcpy(to, &whole, sizeof whole);
+        return WEIR_OK;
+    case KEY_REAL:
+        if (!read_real(n, &real) || !in_range(k, real))
+            return refuse(k, n, where, error);
+        memcpy(to, &real, sizeof real);
+        return WEIR_OK;
+    case KEY_MS: {
+        int64_t ps = PS_NEVER;
+        if (!(k->none && is_none(n))) {
+            if (!read_real(n, &real) || !in_range(k, real))
+                return refuse(k, n, where, error);
+            ps = ps_from_ms(real);
+        }
+        memcpy(to, &ps, sizeof ps);
+        return WEIR_OK;
+    }
+    case KEY_CHOICE:
+        if (!read_choice(k, n, &word))
+            return refuse(k, n, where, error);
+        memcpy(to, &word, sizeof word);
+        return WEIR_OK;
+    case KEY_TEXT:
+        return read_text(k, n, to) ? WEIR_OK : refuse(k, n, where, error);
+    case KEY_REALS:
+        return read_reals(k, base, n, where, error);
+    case KEY_GRID:
+        return read_grid(k, base, n, where, error);
+    case KEY_INNER:
+        break;
+    }
+    return refuse(k, n, where, error);
+}
+
+void key_defaults(enum key_scope scope, void *base)
+{
+    for (unsigned i = 0; i < n_stack_keys; i++) {
+        const struct key *k = &stack_keys[i];
+        if (k->scope != scope || !k->def || k->type == KEY_REALS || k->type == KEY_GRID)
+            continue; /* lists are empty in a zeroed struct */
+        struct ytree_node n = {.kind = YTREE_SCALAR, .text = k->def};
+        if (k->type == KEY_TEXT)
+            n.text = ""; /* the only default text there is: "" */
+        char error[STACK_ERROR_BYTES];
+        int rc = key_read(k, base, &n, false, k->name, error);
+        assert(rc == WEIR_OK);
+        (void)rc;
+    }
+}
+
+/* ---- printing ---- */
+
+void print_real(FILE *out, double v)
+{
+    char text[40];
+    for (int digits = 15; digits <= 17; digits++) {
+        (void)snprintf(text, sizeof text, "%.*g", digits, v);
+        if (strtod(text, NULL) == v)
+            break;
+    }
+    (void)fputs(text, out);
+}
+
+void print_quoted(FILE *out, const char *text)
+{
+    (void)fputc('"', out);
+    for (; *text; text++) {
+        if (*text == '"' || *text == '\\')
+            (void)fputc('\\', out);
+        (void)fputc(*text, out);
+    }
+    (void)fputc('"', out);
+}
+
+static void print_choice(FILE *out, const struct key *k, uint32_t v)
+{
+    char word[WORD_BYTES] = "";
+    const char *at = k->choices;
+    for (uint32_t i = 0; i <= v && at; i++)
+        at = next_word(at, word);
+    (void)fputs(word, out);
+}
+
+static void print_list(FILE *out, const double *v, uint32_t n)
+{
+    (void)fputc('[', out);
+    for (uint32_t i = 0; i < n; i++) {
+        (void)fputs(i ? ", " : "", out);
+        print_real(out, v[i]);
+    }
+    (void)fputc(']', out);
+}
+
+/* How many numbers a list holds: its count, or up to the last that is not 0. */
+static uint32_t list_length(const struct key *k, const char *base)
+{
+    uint32_t n = 0;
+    if (k->count_offset) {
+        memcpy(&n, base + k->count_offset, sizeof n);
+        return n;
+    }
+    for (uint32_t i = 0; i < k->cap; i++) {
+        double v;
+        memcpy(&v, base + k->offset + i * sizeof v, sizeof v);
+        if (v > 0 || v < 0)
+            n = i + 1;
+    }
+    return n;
+}
+
+void key_print(FILE *out, const struct key *k, const void *base)
+{
+    const char *at = (const char *)base + k->offset;
+    uint64_t whole = 0;
+    uint32_t word = 0;
+    double real = 0;
+    int64_t ps = 0;
+
+    switch (k->type) {
+    case KEY_BOOL:
+        (void)fputs(*(const bool *)(const void *)at ? "true" : "false", out);
+        break;
+    case KEY_U32:
+        memcpy(&word, at, sizeof word);
+        (void)fprintf(out, "%" PRIu32, word);
+        break;
+    case KEY_U64:
+        memcpy(&whole, at, sizeof whole);
+        (void)fprintf(out, "%" PRIu64, whole);
+        break;
+    case KEY_REAL:
+        memcpy(&real, at, sizeof real);
+        print_real(out, real);
+        break;
+    case KEY_MS:
+        memcpy(&ps, at, sizeof ps);
+        if (ps == PS_NEVER)
+            (void)fputs("none", out);
+        else
+            print_real(out, ms_from_ps(ps));
+        break;
+    case KEY_CHOICE:
+        memcpy(&word, at, sizeof word);
+        print_choice(out, k, word);
+        break;
+    case KEY_TEXT:
+        print_quoted(out, at);
+        break;
+    case KEY_REALS:
+        print_list(out, (const double *)(const void *)at, list_length(k, base));
+        break;
+    case KEY_GRID: {
+        const struct step_params *p = base;
+        (void)fputc('[', out);
+        for (uint32_t i = 0; i < p->n_kv; i++) {
+            (void)fputs(i ? ", " : "", out);
+            print_list(out, (const double *)(const void *)at + (size_t)i * p->n_ctx, p->n_ctx);
+        }
+        (void)fputc(']', out);
+        break;
+    }
+    case KEY_INNER:
+        break;
+    }
+}
+
+static size_t value_bytes(const struct key *k)
+{
+    switch (k->type) {
+    case KEY_BOOL:
+        return sizeof(bool);
+    case KEY_U32:
+    case KEY_CHOICE:
+        return sizeof(uint32_t);
+    case KEY_U64:
+    case KEY_REAL:
+    case KEY_MS:
+        return sizeof(uint64_t);
+    case KEY_TEXT:
+        return k->cap;
+    case KEY_REALS:
+        return k->cap * sizeof(double);
+    case KEY_GRID:
+        return k->cap * k->cap * sizeof(double);
+    case KEY_INNER:
+        return 0;
+    }
+    return 0;
+}
+
+bool key_same(const struct key *k, const void *a, const void *b)
+{
+    const char *x = (const char *)a + k->offset, *y = (const char *)b + k->offset;
+    if (k->type == KEY_TEXT)
+        return strncmp(x, y, k->cap) == 0;
+    return memcmp(x, y, value_bytes(k)) == 0;
+}

@@ -1,0 +1,328 @@
+#include "controller/replay/yaml_tree.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <yaml.h>
+
+#include "controller/replay/stack.h"
+
+#define CHUNK_BYTES 16384u
+#define READ_BYTES 65536u
+
+struct ytree_chunk {
+    struct ytree_chunk *next;
+    size_t used, size;
+    max_align_t data[];
+};
+
+void ytree_error(char *error, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    (void)vsnprintf(error, STACK_ERROR_BYTES, fmt, ap);
+    va_end(ap);
+    for (unsigned char *c = (unsigned char *)error; *c; c++) {
+        if (*c < 0x20 || *c == 0x7f)
+            *c = '?';
+    }
+}
+
+static void *tree_alloc(struct ytree *t, size_t n)
+{
+    n = (n + sizeof(max_align_t) - 1) / sizeof(max_align_t) * sizeof(max_align_t);
+    struct ytree_chunk *c = t->chunks;
+    if (!c || c->size - c->used < n) {
+        size_t size = n > CHUNK_BYTES ? n : CHUNK_BYTES;
+        c = malloc(sizeof *c + size);
+        if (!c)
+            return NULL;
+        *c = (struct ytree_chunk){.next = t->chunks, .size = size};
+        t->chunks = c;
+    }
+    void *p = (char *)c->data + c->used;
+    c->used += n;
+    return p;
+}
+
+void ytree_deinit(struct ytree *t)
+{
+    while (t->chunks) {
+        struct ytree_chunk *next = t->chunks->next;
+        free(t->chunks);
+        t->chunks = next;
+    }
+    t->root = NULL;
+}
+
+/* Length of the UTF-8 sequence at s, 0: malformed (RFC 3629: no overlong form, no surrogates). */
+static size_t utf8_len(const unsigned char *s, size_t left)
+{
+    unsigned char c = s[0];
+    if (c < 0x80)
+        return 1;
+    size_t n = c >= 0xc2 && c <= 0xdf ? 2 : (c & 0xf0) == 0xe0 ? 3 : c >= 0xf0 && c <= 0xf4 ? 4 : 0;
+    if (n == 0 || n > left)
+        return 0;
+    for (size_t i = 1; i < n; i++) {
+        if ((s[i] & 0xc0) != 0x80)
+            return 0;
+    }
+    if ((c == 0xe0 && s[1] < 0xa0) || (c == 0xed && s[1] > 0x9f) || (c == 0xf0 && s[1] < 0x90) ||
+        (c == 0xf4 && s[1] > 0x8f))
+        return 0;
+    return n;
+}
+
+static int check_text(const char *name, const char *text, size_t len, char *error)
+{
+    unsigned line = 1;
+    size_t i = 0;
+    while (i < len) {
+        size_t n = utf8_len((const unsigned char *)text + i, len - i);
+        if (n == 0 || text[i] == '\0') {
+            ytree_error(error,
+                        "%s:%u: expected YAML text in UTF-8, found byte 0x%02x; save the file as "
+                        "UTF-8",
+                        name, line, (unsigned)(unsigned char)text[i]);
+            return WEIR_E_INPUT;
+        }
+        line += text[i] == '\n';
+        i += n;
+    }
+    return WEIR_OK;
+}
+
+/* State of one parse: the open lists and maps, innermost last. */
+struct build {
+    struct ytree *tree;
+    const char *name;
+    char *error;
+    struct {
+        struct ytree_node *node, *last;
+        const char *key; /* map: key read, value awaited */
+        unsigned key_line;
+    } open[YTREE_MAX_DEPTH];
+    int depth;
+    bool ended; /* the first document is over */
+};
+
+static int refuse(struct build *b, const yaml_mark_t *at, const char *what)
+{
+    ytree_error(b->error, "%s:%zu: %s", b->name, at->line + 1, what);
+    return WEIR_E_INPUT;
+}
+
+static int out_of_memory(struct build *b)
+{
+    ytree_error(b->error, "%s: out of memory while reading it", b->name);
+    return WEIR_E_NOMEM;
+}
+
+/* Hangs a new node under the innermost open one. NULL: *rc says why. */
+static struct ytree_node *add_node(struct build *b, enum ytree_kind kind, const yaml_mark_t *at,
+                                   int *rc)
+{
+    if (b->tree->n_nodes >= YTREE_MAX_NODES) {
+        *rc = refuse(b, at, "more than 1000000 values; split the file");
+        return NULL;
+    }
+    struct ytree_node *n = tree_alloc(b->tree, sizeof *n);
+    if (!n) {
+        *rc = out_of_memory(b);
+        return NULL;
+    }
+    b->tree->n_nodes++;
+    *n = (struct ytree_node){.kind = kind, .line = (unsigned)at->line + 1};
+    if (b->depth == 0) {
+        b->tree->root = n;
+        return n;
+    }
+    if (b->open[b->depth - 1].node->kind == YTREE_MAP) {
+        n->key = b->open[b->depth - 1].key;
+        n->line = b->open[b->depth - 1].key_line;
+        b->open[b->depth - 1].key = NULL;
+    }
+    if (b->open[b->depth - 1].last)
+        b->open[b->depth - 1].last->next = n;
+    else
+        b->open[b->depth - 1].node->first = n;
+    b->open[b->depth - 1].last = n;
+    return n;
+}
+
+static bool awaits_key(const struct build *b)
+{
+    return b->depth > 0 && b->open[b->depth - 1].node->kind == YTREE_MAP &&
+           !b->open[b->depth - 1].key;
+}
+
+static int on_scalar(struct build *b, const yaml_event_t *e)
+{
+    const char *value = (const char *)e->data.scalar.value;
+    size_t len = e->data.scalar.length;
+
+    if (e->data.scalar.anchor || e->data.scalar.tag)
+        return refuse(b, &e->start_mark, "anchors and tags are not accepted; write the value out");
+    if (memchr(value, '\0', len))
+        return refuse(b, &e->start_mark, "a NUL character in a value; remove it");
+    char *text = tree_alloc(b->tree, len + 1);
+    if (!text)
+        return out_of_memory(b);
+    memcpy(text, value, len);
+    text[len] = '\0';
+    if (awaits_key(b)) {
+        b->open[b->depth - 1].key = text;
+        b->open[b->depth - 1].key_line = (unsigned)e->start_mark.line + 1;
+        return WEIR_OK;
+    }
+    int rc = WEIR_OK;
+    struct ytree_node *n = add_node(b, YTREE_SCALAR, &e->start_mark, &rc);
+    if (!n)
+        return rc;
+    n->text = text;
+    n->quoted = e->data.scalar.style != YAML_PLAIN_SCALAR_STYLE;
+    return WEIR_OK;
+}
+
+static int on_open(struct build *b, const yaml_event_t *e, enum ytree_kind kind, bool marked)
+{
+    if (marked)
+        return refuse(b, &e->start_mark, "anchors and tags are not accepted; write the value out");
+    if (awaits_key(b))
+        return refuse(b, &e->start_mark, "a list or a mapping as a key; a key is a word");
+    if (b->depth == YTREE_MAX_DEPTH)
+        return refuse(b, &e->start_mark, "nested deeper than 12 levels, which no key needs");
+    int rc = WEIR_OK;
+    struct ytree_node *n = add_node(b, kind, &e->start_mark, &rc);
+    if (!n)
+        return rc;
+    b->open[b->depth].node = n;
+    b->open[b->depth].last = NULL;
+    b->open[b->depth].key = NULL;
+    b->depth++;
+    return WEIR_OK;
+}
+
+static int on_event(struct build *b, const yaml_event_t *e)
+{
+    switch (e->type) {
+    case YAML_DOCUMENT_START_EVENT:
+        if (b->ended)
+            return refuse(b, &e->start_mark,
+                          "a second document (---); one file holds one document");
+        return WEIR_OK;
+    case YAML_DOCUMENT_END_EVENT:
+        b->ended = true;
+        return WEIR_OK;
+    case YAML_ALIAS_EVENT:
+        return refuse(b, &e->start_mark, "aliases (*name) are not accepted; write the value out");
+    case YAML_SCALAR_EVENT:
+        return on_scalar(b, e);
+    case YAML_SEQUENCE_START_EVENT:
+        return on_open(b, e, YTREE_LIST,
+                       e->data.sequence_start.anchor || e->data.sequence_start.tag);
+    case YAML_MAPPING_START_EVENT:
+        return on_open(b, e, YTREE_MAP,
+                       e->data.mapping_start.anchor || e->data.mapping_start.tag);
+    case YAML_SEQUENCE_END_EVENT:
+    case YAML_MAPPING_END_EVENT:
+        b->depth--;
+        return WEIR_OK;
+    default:
+        return WEIR_OK;
+    }
+}
+
+static int not_yaml(struct build *b, const yaml_parser_t *p)
+{
+    if (p->error == YAML_MEMORY_ERROR)
+        return out_of_memory(b);
+    size_t line = (p->error == YAML_READER_ERROR ? p->mark.line : p->problem_mark.line) + 1;
+    ytree_error(b->error, "%s:%zu: not YAML: %s%s%s; see deploy/stack-reference.md for the form",
+                b->name, line, p->problem ? p->problem : "unreadable", p->context ? ", " : "",
+                p->context ? p->context : "");
+    return WEIR_E_INPUT;
+}
+
+int ytree_parse(struct ytree *t, const char *name, const char *text, size_t len, char *error)
+{
+    *t = (struct ytree){0};
+    if (len > STACK_FILE_MAX_BYTES) {
+        ytree_error(error, "%s: larger than %u MiB; split it", name, STACK_FILE_MAX_BYTES >> 20);
+        return WEIR_E_INPUT;
+    }
+    int rc = check_text(name, text, len, error);
+    if (rc)
+        return rc;
+
+    struct build b = {.tree = t, .name = name, .error = error};
+    yaml_parser_t parser;
+    if (!yaml_parser_initialize(&parser))
+        return out_of_memory(&b);
+    yaml_parser_set_encoding(&parser, YAML_UTF8_ENCODING);
+    yaml_parser_set_input_string(&parser, (const unsigned char *)text, len);
+    for (bool over = false; !over && rc == WEIR_OK;) {
+        yaml_event_t event;
+        if (!yaml_parser_parse(&parser, &event)) {
+            rc = not_yaml(&b, &parser);
+            break;
+        }
+        over = event.type == YAML_STREAM_END_EVENT || event.type == YAML_NO_EVENT;
+        rc = on_event(&b, &event);
+        yaml_event_delete(&event);
+    }
+    yaml_parser_delete(&parser);
+    return rc;
+}
+
+int ytree_read_file(const char *path, size_t max_bytes, char **text, size_t *len, char *error)
+{
+    int rc = WEIR_OK;
+    size_t n = 0, size = 0;
+    char *buf = NULL;
+    FILE *f = fopen(path, "rb");
+
+    if (!f) {
+        ytree_error(error, "%s: cannot open it: %s; check the path", path, strerror(errno));
+        return WEIR_E_IO;
+    }
+    for (;;) {
+        if (size - n < READ_BYTES + 1) {
+            size = size ? size * 2 : 2 * READ_BYTES;
+            char *more = realloc(buf, size);
+            if (!more) {
+                ytree_error(error, "%s: out of memory while reading it", path);
+                rc = WEIR_E_NOMEM;
+                goto out;
+            }
+            buf = more;
+        }
+        size_t got = fread(buf + n, 1, READ_BYTES, f);
+        n += got;
+        if (n > max_bytes) {
+            ytree_error(error, "%s: larger than %zu MiB; split it", path, max_bytes >> 20);
+            rc = WEIR_E_INPUT;
+            goto out;
+        }
+        if (got == 0)
+            break;
+    }
+    if (ferror(f)) {
+        ytree_error(error, "%s: cannot read it: %s", path, strerror(errno));
+        rc = WEIR_E_IO;
+        goto out;
+    }
+    buf[n] = '\0';
+    *text = buf;
+    *len = n;
+    buf = NULL;
+out:
+    free(buf);
+    (void)fclose(f);
+    return rc;
+}

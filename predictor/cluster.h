@@ -1,0 +1,133 @@
+/* cluster.h - simulated workers, the links between them, and what goes wrong with them.
+ *
+ * A cluster advances by events in the order (time, kind, number): passes that end, then workers that become
+ * ready, then transfers, then whatever the caller brings. The caller's loop:
+ *
+ *     while ((t = min(cluster_next_ps(c), own next event)) != PS_NEVER) {
+ *         cluster_advance(c, t);                  everything inside happens up to and at t
+ *         while (cluster_poll(c, &ev)) ...        what came out; may submit, hand off, cancel at t
+ *         own events at t: cluster_submit(c, t, ...)
+ *         (again, until nothing more happens at t)
+ *         cluster_start(c, t);                    workers that can begin a pass do
+ *     }
+ *
+ * Lazy mode, for callers who need no answer before they ask the next question: workers run only when
+ * something is sent to them, and events come late (but with their true times). Same results, no event heap.
+ */
+#ifndef WEIR_CLUSTER_H
+#define WEIR_CLUSTER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "predictor/engine.h"
+#include "predictor/engine_config.h"
+
+#define CLUSTER_MAX_WORKERS 16384u
+#define CLUSTER_MAX_FAULTS 65536u
+#define CLUSTER_MAX_LINKS 64u
+#define CLUSTER_DOMAIN_BYTES 96
+
+enum fault_kind {
+    FAULT_DOWN,  /* worker dies: all its requests and KV are lost */
+    FAULT_UP,    /* starts again (ready after its start-up time), with an empty cache */
+    FAULT_SLOW,  /* every step takes factor times as long, from now on (1 ends it) */
+    FAULT_DRAIN, /* no new requests */
+};
+
+struct fault {
+    int64_t at_ps;
+    enum fault_kind kind;
+    double factor; /* FAULT_SLOW */
+    /* whom: one worker, or every worker whose domain path starts with `domain` ("rack1/node0") */
+    uint32_t worker; /* UINT32_MAX: by domain */
+    char domain[CLUSTER_DOMAIN_BYTES];
+};
+
+/* A prefill -> decode path: t0 + bytes / fair share of bandwidth among transfers in flight on it. */
+struct link_config {
+    double latency_ms;
+    double bandwidth_gb_s; /* 0: no limit */
+};
+
+enum handoff_mode { HANDOFF_SOURCE_FIRST, HANDOFF_DESTINATION_FIRST };
+enum transfer_mode { TRANSFER_FULL_PROMPT, TRANSFER_DESTINATION_MISSING };
+
+struct worker_config {
+    struct engine_config engine;
+    int64_t startup_ps;
+    char domain[CLUSTER_DOMAIN_BYTES]; /* failure-domain path, rack/node/gpu; may be empty */
+    bool starts_up; /* ready at time 0 (else after an UP fault) */
+    uint32_t gpus;  /* for GPU-hours: tp * pp * ... */
+    uint32_t pool;  /* index into the stack's pools */
+};
+
+struct cluster_options {
+    struct link_config link; /* one per prefill worker: its uplink */
+    enum handoff_mode handoff;
+    enum transfer_mode transfer;
+    int64_t kv_lease_ps; /* PS_NEVER: none */
+    uint64_t seed;
+    bool stepping; /* no fast-forward */
+    bool lazy;
+    bool first_tokens; /* events wanted */
+    /* called for every change of a prefix cache, at_ps = end of the step that made it; NULL: not wanted */
+    void (*on_cache)(void *ctx, uint32_t worker, int64_t at_ps, const struct engine_cache_change *change);
+    void *on_cache_ctx;
+    struct hist *itl; /* borrowed; may be NULL */
+};
+
+enum cluster_event_kind {
+    CLUSTER_EV_FIRST_TOKEN,
+    CLUSTER_EV_PREFILL_DONE, /* the prefill leg; KV waits on worker for cluster_handoff */
+    CLUSTER_EV_DONE,
+    CLUSTER_EV_LOST, /* worker died, or the KV's lease ran out; partial: tokens had come out */
+    CLUSTER_EV_WORKER_UP,
+    CLUSTER_EV_WORKER_DOWN,
+    CLUSTER_EV_WORKER_DRAIN,
+};
+
+struct cluster_event {
+    enum cluster_event_kind kind;
+    int64_t at_ps;
+    uint32_t handle, worker;
+    bool partial;
+    struct engine_record record; /* DONE: of the leg that ended; PREFILL_DONE: of the prefill leg */
+};
+
+struct cluster;
+
+/* NULL: out of memory or a config that engine_config_check refuses. */
+struct cluster *cluster_new(const struct worker_config *workers, uint32_t n, const struct cluster_options *opt);
+void cluster_free(struct cluster *c);
+
+/* Faults to come, sorted by time; copied. 0 or WEIR_E_NOMEM. */
+WEIR_NODISCARD int cluster_add_faults(struct cluster *c, const struct fault *faults, uint32_t n);
+
+/* Sends a request to a worker at time now. handle: the caller's number for it, dense. prefill_only: the
+ * prefill leg. Errors of engine_submit, or WEIR_E_STATE (worker is down). */
+WEIR_NODISCARD int cluster_submit(struct cluster *c, int64_t now, uint32_t worker, const struct request_spec *s,
+                                  uint32_t handle, bool prefill_only);
+
+/* Pulls the KV of handle's finished prefill leg to `worker`, where it then decodes. */
+WEIR_NODISCARD int cluster_handoff(struct cluster *c, int64_t now, uint32_t worker, const struct request_spec *s,
+                                   uint32_t handle);
+
+/* Stops whatever handle does anywhere. */
+void cluster_cancel(struct cluster *c, int64_t now, uint32_t handle);
+
+int64_t cluster_next_ps(const struct cluster *c);
+void cluster_advance(struct cluster *c, int64_t until);
+bool cluster_poll(struct cluster *c, struct cluster_event *ev);
+void cluster_start(struct cluster *c, int64_t now);
+/* Lazy mode: runs every worker to the end of its work. */
+void cluster_drain(struct cluster *c);
+/* Ends lazy mode: from now on answers matter. */
+void cluster_wake(struct cluster *c, int64_t now);
+
+const struct engine *cluster_engine(const struct cluster *c, uint32_t worker);
+bool cluster_worker_up(const struct cluster *c, uint32_t worker);
+/* Time this worker has been ready, up to now. */
+int64_t cluster_worker_up_ps(const struct cluster *c, uint32_t worker, int64_t now);
+
+#endif

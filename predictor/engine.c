@@ -1,0 +1,863 @@
+/* engine.c - see engine.h. Schedulers are in sched_*.c; this file keeps requests, passes and time. */
+#include "predictor/engine_internal.h"
+
+#include <assert.h>
+#include <string.h>
+
+#include "predictor/mem.h"
+
+static const struct sched_ops *const sched_table[] = {
+    [SCHED_VLLM] = &sched_vllm,
+    [SCHED_SGLANG] = &sched_sglang,
+    [SCHED_TRTLLM] = &sched_trtllm,
+    [SCHED_DYNOSIM] = &sched_dynosim,
+};
+
+/* ---- deque of slots */
+
+static void deque_reserve(struct deque *d)
+{
+    if (d->n < d->cap)
+        return;
+    uint32_t cap = d->cap ? d->cap * 2 : 16;
+    uint32_t *p = malloc(cap * sizeof *p);
+    if (!p)
+        abort();
+    for (uint32_t i = 0; i < d->n; i++)
+        p[i] = deque_at(d, i);
+    free(d->items);
+    d->items = p;
+    d->cap = cap;
+    d->head = 0;
+}
+
+uint32_t deque_at(const struct deque *d, uint32_t i)
+{
+    return d->items[(d->head + i) & (d->cap - 1)];
+}
+
+void deque_push_back(struct deque *d, uint32_t v)
+{
+    deque_reserve(d);
+    d->items[(d->head + d->n++) & (d->cap - 1)] = v;
+}
+
+void deque_push_front(struct deque *d, uint32_t v)
+{
+    deque_reserve(d);
+    d->head = (d->head - 1) & (d->cap - 1);
+    d->items[d->head] = v;
+    d->n++;
+}
+
+void deque_remove_at(struct deque *d, uint32_t i)
+{
+    uint32_t mask = d->cap - 1;
+    if (i == 0) {
+        d->head = (d->head + 1) & mask;
+    } else {
+        for (uint32_t j = i; j + 1 < d->n; j++)
+            d->items[(d->head + j) & mask] = d->items[(d->head + j + 1) & mask];
+    }
+    d->n--;
+}
+
+static int deque_copy(struct deque *dst, const struct deque *src)
+{
+    if (dst->cap < src->cap) {
+        uint32_t *p = realloc(dst->items, src->cap * sizeof *p);
+        if (!p)
+            return WEIR_E_NOMEM;
+        dst->items = p;
+        dst->cap = src->cap;
+    }
+    for (uint32_t i = 0; i < src->n; i++)
+        dst->items[i] = deque_at(src, i);
+    dst->head = 0;
+    dst->n = src->n;
+    return 0;
+}
+
+/* ---- life */
+
+struct engine *engine_new(const struct engine_config *c, uint64_t seed)
+{
+    const char *why;
+    if (engine_config_check(c, &why))
+        return NULL;
+    struct engine *e = calloc(1, sizeof *e);
+    if (!e)
+        return NULL;
+    e->c = *c;
+    e->ops = sched_table[c->scheduler];
+    /* vLLM keeps one block of the pool for itself (the null block) */
+    uint32_t usable = c->num_gpu_blocks - (c->scheduler == SCHED_VLLM ? 1 : 0);
+    if (kv_init(&e->kv, c->block_size, usable, c->enable_prefix_caching, c->eviction)) {
+        free(e);
+        return NULL;
+    }
+    e->seqs_free = e->sgl_chunked = ENGINE_NO_SLOT;
+    e->slow = 1;
+    e->ready = true;
+    rng_init(&e->rng, seed);
+    return e;
+}
+
+void engine_free(struct engine *e)
+{
+    if (!e)
+        return;
+    kv_deinit(&e->kv);
+    free(e->seqs);
+    free(e->running);
+    free(e->waiting.items);
+    free(e->batch);
+    free(e->events);
+    free(e->trace_batch);
+    for (int i = 0; i < 3; i++)
+        free(e->trace_list[i]);
+    free(e);
+}
+
+static int copy_into(void **dst, uint32_t *cap, const void *src, uint32_t n, size_t size)
+{
+    if (n > *cap) {
+        void *p = realloc(*dst, n * size);
+        if (!p)
+            return WEIR_E_NOMEM;
+        *dst = p;
+        *cap = n;
+    }
+    if (n)
+        memcpy(*dst, src, n * size);
+    return 0;
+}
+
+int engine_copy(struct engine *dst, const struct engine *src)
+{
+    struct engine old = *dst;
+    int rc = kv_copy(&old.kv, &src->kv);
+    rc |= deque_copy(&old.waiting, &src->waiting);
+    rc |= copy_into((void **)&old.seqs, &old.seqs_cap, src->seqs, src->seqs_used, sizeof *src->seqs);
+    rc |= copy_into((void **)&old.running, &old.running_cap, src->running, src->n_running,
+                    sizeof *src->running);
+    rc |= copy_into((void **)&old.batch, &old.batch_cap, src->batch, src->n_batch, sizeof *src->batch);
+    *dst = *src;
+    dst->kv = old.kv;
+    dst->waiting = old.waiting;
+    dst->seqs = old.seqs;
+    dst->seqs_cap = old.seqs_cap;
+    dst->running = old.running;
+    dst->running_cap = old.running_cap;
+    dst->batch = old.batch;
+    dst->batch_cap = old.batch_cap;
+    dst->events = old.events;
+    dst->events_cap = old.events_cap;
+    dst->n_events = 0;
+    dst->itl = NULL;
+    dst->tracing = false;
+    dst->trace_batch = old.trace_batch;
+    dst->trace_cap = old.trace_cap;
+    memcpy(dst->trace_list, old.trace_list, sizeof old.trace_list);
+    memcpy(dst->trace_list_cap, old.trace_list_cap, sizeof old.trace_list_cap);
+    return rc ? WEIR_E_NOMEM : 0;
+}
+
+void engine_set_stepping(struct engine *e, bool on)
+{
+    e->stepping = on;
+}
+
+void engine_want_first_tokens(struct engine *e, bool on)
+{
+    e->want_first_tokens = on;
+}
+
+void engine_set_itl(struct engine *e, struct hist *itl)
+{
+    e->itl = itl;
+}
+
+/* ---- requests */
+
+static struct engine_event *event_new(struct engine *e)
+{
+    MEM_GROW(e->events, e->events_cap, e->n_events + 1);
+    return &e->events[e->n_events++];
+}
+
+static void emit(struct engine *e, enum engine_event_kind kind, int64_t at, uint32_t slot)
+{
+    struct engine_event *ev = event_new(e);
+    ev->kind = kind;
+    ev->at_ps = at;
+    ev->handle = e->seqs[slot].handle;
+    ev->slot = slot;
+    ev->record = e->seqs[slot].rec;
+}
+
+static void seq_free(struct engine *e, uint32_t slot)
+{
+    e->seqs[slot].state = SEQ_FREE;
+    e->seqs[slot].next_free = e->seqs_free;
+    e->seqs_free = slot;
+}
+
+bool engine_fits(const struct engine *e, const struct request_spec *s)
+{
+    uint64_t tok = (uint64_t)s->prompt_tok + s->output_tok;
+    if (e->c.max_model_len && s->prompt_tok >= e->c.max_model_len)
+        return false;
+    return blocks_for(e, tok) <= e->kv.usable &&
+           (e->c.enable_chunked_prefill || s->prompt_tok <= e->c.max_num_batched_tokens);
+}
+
+/* Passes in flight whose start is not before `now` do not happen as planned: something came in. */
+static void cut(struct engine *e, int64_t now);
+
+int engine_submit(struct engine *e, int64_t now, const struct request_spec *s, uint32_t handle, unsigned flags,
+                  uint32_t *slot)
+{
+    if (!s->prompt_tok || !s->output_tok)
+        return WEIR_E_INVALID;
+    if (!engine_fits(e, s))
+        return WEIR_E_TOO_LARGE;
+    uint32_t i = e->seqs_free;
+    if (i != ENGINE_NO_SLOT) {
+        e->seqs_free = e->seqs[i].next_free;
+    } else {
+        i = e->seqs_used;
+        MEM_GROW(e->seqs, e->seqs_cap, i + 1);
+        e->seqs_used = i + 1;
+    }
+    struct seq *q = &e->seqs[i];
+    memset(q, 0, sizeof *q);
+    q->spec = *s;
+    if (e->c.max_model_len && s->output_tok > e->c.max_model_len - s->prompt_tok)
+        q->spec.output_tok = e->c.max_model_len - s->prompt_tok; /* finish_reason=length */
+    kv_hold_init(&q->hold);
+    q->handle = handle;
+    q->state = SEQ_WAITING;
+    q->flags = (uint8_t)flags;
+    q->extended_keys = (uint64_t)s->n_keys * s->key_tok >= (uint64_t)s->prompt_tok + s->key_tok &&
+                       s->key_tok;
+    q->order = e->order++;
+    q->last_token_ps = -1;
+    q->rec = (struct engine_record){-1, -1, -1, -1, 0, 0, 0, 0};
+    deque_push_back(&e->waiting, i);
+    cut(e, now);
+    e->ready = true;
+    e->waiting_blocked = false;
+    *slot = i;
+    return 0;
+}
+
+static void running_remove(struct engine *e, uint32_t slot)
+{
+    uint32_t i = 0;
+    while (e->running[i] != slot)
+        i++;
+    memmove(&e->running[i], &e->running[i + 1], (e->n_running - i - 1) * sizeof *e->running);
+    e->n_running--;
+}
+
+/* Something left: what waits may fit now. */
+static void room_made(struct engine *e)
+{
+    e->ready = true;
+    e->waiting_blocked = false;
+}
+
+void engine_release(struct engine *e, int64_t now, uint32_t slot)
+{
+    assert(e->seqs[slot].state == SEQ_HELD);
+    cut(e, now);
+    kv_release(&e->kv, &e->seqs[slot].hold);
+    seq_free(e, slot);
+    e->n_held--;
+    room_made(e);
+}
+
+void engine_abort(struct engine *e, int64_t now, uint32_t slot)
+{
+    struct seq *q = &e->seqs[slot];
+    if (q->state == SEQ_HELD) {
+        engine_release(e, now, slot);
+        return;
+    }
+    cut(e, now);
+    if (q->state == SEQ_WAITING) {
+        uint32_t i = 0;
+        while (deque_at(&e->waiting, i) != slot)
+            i++;
+        deque_remove_at(&e->waiting, i);
+        seq_free(e, slot);
+    } else if (e->in_pass) {
+        q->aborted = true; /* the pass goes on with it and forgets it at its end */
+    } else {
+        running_remove(e, slot);
+        kv_release(&e->kv, &q->hold);
+        seq_free(e, slot);
+    }
+    if (e->sgl_chunked == slot)
+        e->sgl_chunked = ENGINE_NO_SLOT;
+    room_made(e);
+}
+
+void engine_kill(struct engine *e, int64_t now, void (*lost)(void *ctx, uint32_t handle), void *ctx)
+{
+    for (uint32_t i = 0; i < e->seqs_used; i++) {
+        struct seq *q = &e->seqs[i];
+        if (q->state == SEQ_FREE)
+            continue;
+        if (q->hold.n_blocks)
+            kv_release(&e->kv, &q->hold);
+        if (!q->aborted)
+            lost(ctx, q->handle);
+        seq_free(e, i);
+    }
+    kv_drop_cache(&e->kv);
+    e->n_running = e->waiting.n = e->n_held = e->n_batch = 0;
+    e->in_pass = false;
+    e->end_ps = now;
+    e->sgl_chunked = ENGINE_NO_SLOT;
+    e->sgl_decay_steps = 0;
+    room_made(e);
+}
+
+/* ---- what schedulers use */
+
+void engine_batch_add(struct engine *e, uint32_t slot, uint32_t n)
+{
+    MEM_GROW(e->batch, e->batch_cap, e->n_batch + 1);
+    struct seq *q = &e->seqs[slot];
+    q->sched = n;
+    e->batch[e->n_batch++] = (struct batch_item){
+        .slot = slot, .n = n, .decode = q->out > 0 && seq_tokens(q) - q->computed == 1};
+}
+
+uint32_t engine_batch_drop(struct engine *e, uint32_t slot)
+{
+    for (uint32_t i = 0; i < e->n_batch; i++) {
+        if (e->batch[i].slot == slot) {
+            uint32_t n = e->batch[i].n;
+            memmove(&e->batch[i], &e->batch[i + 1], (e->n_batch - i - 1) * sizeof *e->batch);
+            e->n_batch--;
+            e->seqs[slot].sched = 0;
+            return n;
+        }
+    }
+    return 0;
+}
+
+static void trace_add(struct engine *e, enum engine_step_list which, uint32_t handle)
+{
+    if (!e->tracing)
+        return;
+    MEM_GROW(e->trace_list[which], e->trace_list_cap[which], e->trace_n[which] + 1);
+    e->trace_list[which][e->trace_n[which]++] = handle;
+}
+
+void engine_admit(struct engine *e, uint32_t waiting_index, uint32_t hit_blocks)
+{
+    uint32_t slot = deque_at(&e->waiting, waiting_index);
+    struct seq *q = &e->seqs[slot];
+    deque_remove_at(&e->waiting, waiting_index);
+    MEM_GROW(e->running, e->running_cap, e->n_running + 1);
+    e->running[e->n_running++] = slot;
+    q->state = SEQ_RUNNING;
+    if (hit_blocks)
+        kv_attach(&e->kv, &q->spec, hit_blocks, &q->hold);
+    q->computed = q->cached_tok = hit_blocks * e->c.block_size;
+    uint32_t reused = q->cached_tok < q->spec.prompt_tok ? q->cached_tok : q->spec.prompt_tok;
+    if (q->rec.first_admit_ps < 0) {
+        q->rec.first_admit_ps = e->start_ps;
+        q->rec.reused_tok = reused;
+    }
+    q->rec.reused_all_tok += reused;
+    e->stats.admitted++;
+    e->stats.reused_tok += reused;
+    trace_add(e, q->preempted_before ? STEP_RESUMED : STEP_NEW, q->handle);
+}
+
+void engine_preempt(struct engine *e, uint32_t running_index)
+{
+    uint32_t slot = e->running[running_index];
+    struct seq *q = &e->seqs[slot];
+    memmove(&e->running[running_index], &e->running[running_index + 1],
+            (e->n_running - running_index - 1) * sizeof *e->running);
+    e->n_running--;
+    kv_release(&e->kv, &q->hold);
+    q->computed = 0;
+    q->state = SEQ_WAITING;
+    q->preempted_before = true;
+    q->rec.preemptions++;
+    e->stats.preemptions++;
+    deque_push_front(&e->waiting, slot);
+    trace_add(e, STEP_PREEMPTED, q->handle);
+}
+
+void engine_describe_batch(const struct engine *e, struct step_batch *b)
+{
+    *b = (struct step_batch){0};
+    for (uint32_t i = 0; i < e->n_batch; i++) {
+        const struct batch_item *it = &e->batch[i];
+        const struct seq *q = &e->seqs[it->slot];
+        if (it->decode) {
+            b->decode_reqs++;
+            b->decode_ctx_tok += q->computed + 1;
+        } else {
+            b->prefill_reqs++;
+            b->prefill_tok += it->n;
+            b->prefill_ctx_tok += q->computed;
+            b->prefill_attn += 2 * (uint64_t)it->n * q->computed + (uint64_t)it->n * it->n;
+        }
+        b->active_kv_tok += q->computed + it->n;
+    }
+    b->total_kv_tok = (uint64_t)e->kv.usable * e->c.block_size;
+}
+
+/* ---- time */
+
+static int64_t pass_time(const struct engine *e, const struct step_batch *b)
+{
+    int64_t t = step_time_ps(&e->c.step, b);
+    return e->slow == 1 ? t : (int64_t)((double)t * e->slow + 0.5);
+}
+
+static int64_t closed_sum(const struct engine *e, uint64_t n)
+{
+    return (int64_t)n * e->step_a_ps + e->step_d_ps * (int64_t)(n * (n - 1) / 2);
+}
+
+static void decode_batch(const struct engine *e, struct step_batch *b)
+{
+    *b = (struct step_batch){.decode_reqs = e->n_running};
+    for (uint32_t i = 0; i < e->n_running; i++)
+        b->decode_ctx_tok += e->seqs[e->running[i]].computed + 1;
+    b->active_kv_tok = b->decode_ctx_tok;
+    b->total_kv_tok = (uint64_t)e->kv.usable * e->c.block_size;
+}
+
+/* Smallest n in 1..max of the planned passes so that the n-th ends at or after `until`; *end is when. */
+static uint64_t passes_until(const struct engine *e, uint64_t max, int64_t until, int64_t *end)
+{
+    uint64_t n = 0;
+    if (e->closed_form) {
+        int64_t span = until - e->start_ps;
+        n = max;
+        if (closed_sum(e, max) > span && span < INT64_MAX / 4) {
+            /* d/2 n^2 + (a - d/2) n = span */
+            double a = (double)e->step_a_ps, d = (double)e->step_d_ps, s = (double)(span > 0 ? span : 0);
+            double h = a - d / 2, x = d > 0 ? (__builtin_sqrt(h * h + 2 * d * s) - h) / d : s / a;
+            n = x < 1 ? 1 : x > (double)max ? max : (uint64_t)x;
+            while (n > 1 && closed_sum(e, n - 1) >= span)
+                n--;
+            while (n < max && closed_sum(e, n) < span)
+                n++;
+        }
+        *end = e->start_ps + closed_sum(e, n);
+        return n;
+    }
+    struct step_batch b;
+    decode_batch(e, &b);
+    int64_t t = e->start_ps;
+    do {
+        t += pass_time(e, &b);
+        b.decode_ctx_tok += b.decode_reqs;
+        b.active_kv_tok += b.decode_reqs;
+    } while (++n < max && t < until);
+    *end = t;
+    return n;
+}
+
+static void cut(struct engine *e, int64_t now)
+{
+    if (e->in_pass && e->skipping && e->steps > 1 && e->end_ps > now)
+        e->steps = passes_until(e, e->steps, now, &e->end_ps);
+}
+
+/* Most passes taken together: keeps sums of step times inside 64 bits. */
+#define MAX_SKIP (UINT64_C(1) << 18)
+
+/* Blocks that n decode passes of the whole running batch take. */
+static uint64_t blocks_needed(const struct engine *e, uint64_t n)
+{
+    uint64_t need = 0;
+    for (uint32_t i = 0; i < e->n_running; i++) {
+        const struct seq *q = &e->seqs[e->running[i]];
+        need += blocks_for(e, q->computed + n) - q->hold.n_blocks;
+    }
+    return need;
+}
+
+/* How many decode-only passes can be taken without the scheduler having anything to decide; 0: ask it. */
+static uint64_t skippable(const struct engine *e)
+{
+    if (e->stepping || e->tracing || !e->all_decode || !e->n_running || e->c.step.params.spec_gamma ||
+        e->n_running > e->c.max_num_batched_tokens || e->c.scheduler == SCHED_DYNOSIM)
+        return 0;
+    if (e->waiting.n && !(e->waiting_blocked && e->ops->waiting_stays(e)))
+        return 0;
+    uint64_t n = MAX_SKIP;
+    uint32_t bs = e->c.block_size;
+    for (uint32_t i = 0; i < e->n_running; i++) {
+        const struct seq *q = &e->seqs[e->running[i]];
+        uint64_t left = q->spec.output_tok - q->out;
+        if (q->extended_keys && e->waiting.n) /* its answer may be what a waiting request starts with */
+            return 0;
+        if (e->kv.log_on || q->extended_keys) { /* stop where blocks are taken or named */
+            uint32_t in_block = q->computed % bs;
+            uint64_t edge = in_block ? bs - in_block : 1;
+            left = edge < left ? edge : left;
+        }
+        n = left < n ? left : n;
+    }
+    uint32_t free_blocks = kv_free_blocks(&e->kv);
+    if ((n / bs + 1) * e->n_running > free_blocks && blocks_needed(e, n) > free_blocks) {
+        uint64_t lo = 0, hi = n; /* lo fits, hi does not */
+        while (hi - lo > 1) {
+            uint64_t mid = (lo + hi) / 2;
+            *(blocks_needed(e, mid) <= free_blocks ? &lo : &hi) = mid;
+        }
+        n = lo;
+    }
+    return n;
+}
+
+static void start_skip(struct engine *e, uint64_t n, int64_t horizon)
+{
+    struct step_batch b;
+    decode_batch(e, &b);
+    e->closed_form = e->c.step.linear_decode && e->slow == 1;
+    if (e->closed_form) {
+        e->step_a_ps = step_time_ps(&e->c.step, &b);
+        e->step_d_ps = e->c.step.k_ps * (int64_t)b.decode_reqs;
+    }
+    e->skipping = e->in_pass = true;
+    e->steps = passes_until(e, n, horizon, &e->end_ps);
+    e->first_token_ps = e->end_ps;
+}
+
+static bool start_pass(struct engine *e)
+{
+    e->n_batch = 0;
+    e->ready = e->waiting_blocked = false;
+    e->ops->schedule(e);
+    if (!e->n_batch)
+        return false;
+    struct step_batch b;
+    (e->ops->describe ? e->ops->describe : engine_describe_batch)(e, &b);
+    e->skipping = false;
+    e->in_pass = true;
+    e->end_ps = e->start_ps + pass_time(e, &b);
+    e->first_token_ps = e->end_ps;
+    if (e->c.scheduler == SCHED_DYNOSIM && e->c.dynosim_version == DYNOSIM_1_6_1)
+        e->first_token_ps = e->start_ps + step_prefill_ps(&e->c.step, b.prefill_reqs, b.prefill_tok,
+                                                          b.prefill_ctx_tok);
+    return true;
+}
+
+void engine_start(struct engine *e, int64_t now, int64_t horizon)
+{
+    if (e->in_pass || (!e->n_running && (!e->waiting.n || !e->ready)))
+        return;
+    e->start_ps = now;
+    uint64_t n = skippable(e);
+    if (n > 1)
+        start_skip(e, n, horizon);
+    else
+        start_pass(e);
+}
+
+int64_t engine_next_ps(const struct engine *e)
+{
+    return e->in_pass ? e->end_ps : PS_NEVER;
+}
+
+/* One or more tokens of a request came out at `at`. */
+static void token_out(struct engine *e, struct seq *q, uint32_t slot, uint32_t n, int64_t at)
+{
+    if (q->out == 0) {
+        q->rec.first_token_ps = at;
+    } else if (e->itl) {
+        hist_add(e->itl, at - q->last_token_ps, 1);
+    }
+    if (q->out < 2 && q->out + n >= 2)
+        q->rec.second_token_ps = at;
+    if (e->itl && n > 1)
+        hist_add(e->itl, 0, n - 1);
+    bool first = q->out == 0;
+    q->out += n;
+    q->last_token_ps = at;
+    e->stats.output_tok += n;
+    if (first && e->want_first_tokens)
+        emit(e, ENGINE_EV_FIRST_TOKEN, at, slot);
+}
+
+static void finish(struct engine *e, uint32_t slot, int64_t at)
+{
+    struct seq *q = &e->seqs[slot];
+    q->rec.end_ps = at;
+    q->rec.output_tok = q->out;
+    e->stats.done++;
+    emit(e, ENGINE_EV_DONE, at, slot);
+    kv_release(&e->kv, &q->hold);
+    seq_free(e, slot);
+}
+
+/* Drops finished requests from the running list; finds out whether all others only decode. */
+static void compact_running(struct engine *e)
+{
+    uint32_t n = 0;
+    bool all = true;
+    for (uint32_t i = 0; i < e->n_running; i++) {
+        uint32_t slot = e->running[i];
+        const struct seq *q = &e->seqs[slot];
+        if (q->state != SEQ_RUNNING)
+            continue;
+        all &= q->out > 0 && seq_tokens(q) - q->computed == 1;
+        e->running[n++] = slot;
+    }
+    if (n != e->n_running)
+        room_made(e);
+    e->n_running = n;
+    e->all_decode = all;
+}
+
+static void end_skip(struct engine *e)
+{
+    uint64_t m = e->steps;
+    uint32_t on_time = 0;
+    struct step_batch b;
+    decode_batch(e, &b);
+    int64_t first = e->closed_form ? e->step_a_ps : pass_time(e, &b);
+    for (uint32_t i = 0; i < e->n_running; i++) {
+        uint32_t slot = e->running[i];
+        struct seq *q = &e->seqs[slot];
+        if (e->itl) {
+            if (q->last_token_ps == e->start_ps)
+                on_time++;
+            else
+                hist_add(e->itl, e->start_ps + first - q->last_token_ps, 1);
+        }
+        if (q->out == 1)
+            q->rec.second_token_ps = e->start_ps + first;
+        q->computed += (uint32_t)m;
+        q->out += (uint32_t)m;
+        q->last_token_ps = e->end_ps;
+        uint32_t blocks = blocks_for(e, q->computed);
+        if (blocks > q->hold.n_blocks)
+            kv_take(&e->kv, &q->hold, blocks - q->hold.n_blocks);
+        if (e->kv.caching && q->computed / e->c.block_size > q->hold.n_named)
+            kv_name(&e->kv, &q->spec, &q->hold, q->computed / e->c.block_size);
+    }
+    if (e->itl && e->closed_form) {
+        if (on_time == e->n_running) {
+            hist_add_series(e->itl, e->step_a_ps, e->step_d_ps, m, on_time);
+        } else {
+            hist_add(e->itl, e->step_a_ps, on_time);
+            hist_add_series(e->itl, e->step_a_ps + e->step_d_ps, e->step_d_ps, m - 1, e->n_running);
+        }
+    } else if (e->itl) {
+        hist_add(e->itl, first, on_time);
+        for (uint64_t i = 1; i < m; i++) {
+            b.decode_ctx_tok += b.decode_reqs;
+            b.active_kv_tok += b.decode_reqs;
+            hist_add(e->itl, pass_time(e, &b), e->n_running);
+        }
+    }
+    e->stats.passes += m;
+    e->stats.output_tok += m * e->n_running;
+    if (e->ops->skipped)
+        e->ops->skipped(e, m);
+    bool gone = false;
+    for (uint32_t i = 0; i < e->n_running; i++) {
+        uint32_t slot = e->running[i];
+        struct seq *q = &e->seqs[slot];
+        if (q->aborted) {
+            kv_release(&e->kv, &q->hold);
+            seq_free(e, slot);
+            gone = true;
+        } else if (q->out == q->spec.output_tok) {
+            finish(e, slot, e->end_ps);
+            gone = true;
+        }
+    }
+    if (gone)
+        compact_running(e);
+}
+
+static void end_item(struct engine *e, const struct batch_item *it)
+{
+    struct seq *q = &e->seqs[it->slot];
+    uint32_t before = q->computed;
+    q->computed += it->n;
+    q->sched = 0;
+    if (q->state != SEQ_RUNNING)
+        return;
+    if (before < q->spec.prompt_tok)
+        e->stats.prompt_tok += (q->computed < q->spec.prompt_tok ? q->computed : q->spec.prompt_tok) - before;
+    if (q->aborted) {
+        kv_release(&e->kv, &q->hold);
+        seq_free(e, it->slot);
+        return;
+    }
+    if (q->computed < seq_tokens(q))
+        return;
+    if (q->flags & ENGINE_PREFILL_ONLY) {
+        q->rec.end_ps = e->first_token_ps;
+        q->state = SEQ_HELD;
+        e->n_held++;
+        emit(e, ENGINE_EV_PREFILL_DONE, e->first_token_ps, it->slot);
+        return;
+    }
+    uint32_t n = 1;
+    if (it->decode && e->c.step.params.spec_gamma) {
+        uint32_t left = q->spec.output_tok - q->out;
+        n = step_spec_draw_tok(&e->c.step, rng_unit(&e->rng));
+        n = n < left ? n : left;
+        q->computed += n - 1;
+    }
+    token_out(e, q, it->slot, n, it->decode ? e->end_ps : e->first_token_ps);
+    if (q->out == q->spec.output_tok)
+        finish(e, it->slot, q->last_token_ps);
+}
+
+static void end_pass(struct engine *e)
+{
+    e->stats.busy_ps += e->end_ps - e->start_ps;
+    e->in_pass = false;
+    if (e->skipping) {
+        end_skip(e);
+        return;
+    }
+    e->stats.passes++;
+    for (uint32_t i = 0; i < e->n_batch; i++)
+        end_item(e, &e->batch[i]);
+    compact_running(e);
+}
+
+void engine_run(struct engine *e, int64_t until)
+{
+    for (;;) {
+        if (!e->in_pass) {
+            if (e->end_ps >= until)
+                return;
+            engine_start(e, e->end_ps, until);
+            if (!e->in_pass) {
+                e->end_ps = until; /* idle until then */
+                return;
+            }
+        }
+        if (e->end_ps > until)
+            return;
+        end_pass(e);
+    }
+}
+
+/* ---- looking in */
+
+const struct engine_event *engine_events(const struct engine *e, uint32_t *n)
+{
+    *n = e->n_events;
+    return e->events;
+}
+
+void engine_clear_events(struct engine *e)
+{
+    e->n_events = 0;
+}
+
+void engine_set_slow(struct engine *e, double factor)
+{
+    e->slow = factor;
+}
+
+void engine_get_load(const struct engine *e, int64_t now, struct engine_load *out)
+{
+    *out = (struct engine_load){.running = e->n_running,
+                                .waiting = e->waiting.n,
+                                .held = e->n_held,
+                                .kv_total_blocks = e->kv.usable};
+    uint64_t used = e->kv.usable - kv_free_blocks(&e->kv);
+    if (e->in_pass && e->skipping && e->steps > 1 && now > e->start_ps) {
+        int64_t end;
+        uint64_t n = passes_until(e, e->steps, now, &end);
+        used += blocks_needed(e, n);
+    }
+    out->kv_used_blocks = (uint32_t)used;
+}
+
+void engine_get_stats(const struct engine *e, struct engine_stats *out)
+{
+    *out = e->stats;
+}
+
+const struct engine_config *engine_config_of(const struct engine *e)
+{
+    return &e->c;
+}
+
+uint32_t engine_free_blocks(const struct engine *e)
+{
+    return kv_free_blocks(&e->kv);
+}
+
+uint32_t engine_cached_tok(const struct engine *e, const struct request_spec *s)
+{
+    return kv_lookup(&e->kv, s, s->prompt_tok / e->c.block_size).blocks * e->c.block_size;
+}
+
+void engine_log_cache(struct engine *e, bool on)
+{
+    e->kv.log_on = on;
+}
+
+void engine_drain_cache_log(struct engine *e, void (*fn)(void *ctx, const struct engine_cache_change *),
+                            void *ctx)
+{
+    struct kv *kv = &e->kv;
+    for (uint32_t i = 0; i < kv->log_used; i++) {
+        const struct kv_log_entry *l = &kv->log[i];
+        struct engine_cache_change c = {.stored = l->stored,
+                                        .depth = l->depth,
+                                        .n_blocks = l->n_blocks,
+                                        .names = &kv->log_names[l->name_off]};
+        fn(ctx, &c);
+    }
+    kv->log_used = kv->log_names_used = 0;
+}
+
+/* ---- step by step */
+
+uint32_t engine_step_begin(struct engine *e, int64_t now, const struct engine_batch_item **batch)
+{
+    e->tracing = true;
+    e->trace_n[0] = e->trace_n[1] = e->trace_n[2] = 0;
+    e->start_ps = now;
+    e->n_batch = 0;
+    e->ops->schedule(e);
+    e->in_pass = true;
+    e->skipping = false;
+    e->end_ps = e->first_token_ps = now;
+    MEM_GROW(e->trace_batch, e->trace_cap, e->n_batch + 1);
+    for (uint32_t i = 0; i < e->n_batch; i++) {
+        const struct seq *q = &e->seqs[e->batch[i].slot];
+        e->trace_batch[i] = (struct engine_batch_item){q->handle, q->computed, e->batch[i].n};
+    }
+    *batch = e->trace_batch;
+    return e->n_batch;
+}
+
+uint32_t engine_step_list(const struct engine *e, enum engine_step_list which, const uint32_t **handles)
+{
+    *handles = e->trace_list[which];
+    return e->trace_n[which];
+}
+
+void engine_step_end(struct engine *e, int64_t now)
+{
+    e->end_ps = e->first_token_ps = now;
+    end_pass(e);
+}

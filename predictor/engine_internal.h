@@ -1,0 +1,126 @@
+/* engine_internal.h - what engine.c shares with the schedulers (sched_*.c). Not installed. */
+#ifndef WEIR_ENGINE_INTERNAL_H
+#define WEIR_ENGINE_INTERNAL_H
+
+#include "predictor/engine.h"
+#include "predictor/kv.h"
+#include "predictor/rng.h"
+
+enum seq_state { SEQ_FREE, SEQ_WAITING, SEQ_RUNNING, SEQ_HELD };
+
+struct seq {
+    struct request_spec spec;
+    struct kv_hold hold;
+    uint32_t handle;
+    uint8_t state; /* enum seq_state */
+    uint8_t flags; /* enum engine_submit_flags */
+    bool preempted_before, aborted, extended_keys;
+    uint32_t out;      /* tokens generated */
+    uint32_t computed; /* tokens whose KV is there (as of the last finished pass) */
+    uint32_t sched;    /* tokens in the running pass */
+    uint32_t cached_tok; /* found at this admission */
+    uint64_t order;    /* order of arrival at this engine */
+    int64_t last_token_ps;
+    struct engine_record rec;
+    uint32_t next_free;
+};
+
+struct deque { /* of slots, ring buffer */
+    uint32_t *items, cap, head, n;
+};
+
+struct engine;
+
+/* A scheduler. schedule() fills e->batch by engine_batch_add and moves requests between waiting and running. */
+struct sched_ops {
+    const char *name;
+    void (*schedule)(struct engine *e);
+    /* Decode-only passes may be taken together although requests wait: nothing that such passes change can
+     * let one in. Called only with waiting requests. */
+    bool (*waiting_stays)(const struct engine *e);
+    /* n decode-only passes were taken together. NULL: nothing to do. */
+    void (*skipped)(struct engine *e, uint64_t n);
+    /* Fills the timing description of the batch; NULL: engine_describe_batch. */
+    void (*describe)(const struct engine *e, struct step_batch *b);
+};
+
+extern const struct sched_ops sched_vllm, sched_sglang, sched_trtllm, sched_dynosim;
+
+struct batch_item {
+    uint32_t slot, n; /* tokens */
+    bool decode;
+};
+
+struct engine {
+    struct engine_config c;
+    const struct sched_ops *ops;
+    struct kv kv;
+
+    struct seq *seqs;
+    uint32_t seqs_used, seqs_cap, seqs_free;
+    uint32_t *running, n_running, running_cap; /* in admission order */
+    struct deque waiting;                      /* fcfs order; priority: order of arrival */
+    uint32_t n_held;
+    uint64_t order;
+
+    /* the pass in flight: batch[], from start_ps; or `steps` decode-only passes taken together */
+    struct batch_item *batch;
+    uint32_t n_batch, batch_cap;
+    bool in_pass, skipping;
+    int64_t start_ps, end_ps, first_token_ps; /* first tokens of prompts come then (== end_ps unless dynosim 1.6.1) */
+    uint64_t steps;                           /* skipping: how many */
+    int64_t step_a_ps, step_d_ps;             /* skipping with a closed form: pass i takes a + i*d */
+    bool closed_form;
+
+    bool ready;     /* at a boundary: something may have changed since the last scheduling */
+    bool waiting_blocked; /* set by schedule(): what waits cannot enter until something comes or goes */
+    bool all_decode; /* every running request has only its last token to compute */
+
+    /* schedulers' own state */
+    uint64_t sgl_decay_steps; /* sglang: steps since the ratio was reset */
+    uint32_t sgl_chunked;     /* sglang: slot in the middle of its prompt, or ENGINE_NO_SLOT */
+
+    bool stepping, want_first_tokens;
+    double slow;
+    struct hist *itl;
+    struct rng rng;
+    struct engine_stats stats;
+
+    struct engine_event *events;
+    uint32_t n_events, events_cap;
+
+    /* step-by-step parity */
+    bool tracing;
+    struct engine_batch_item *trace_batch;
+    uint32_t trace_cap;
+    uint32_t *trace_list[3], trace_n[3], trace_list_cap[3];
+};
+
+static inline uint32_t seq_tokens(const struct seq *s)
+{
+    return s->spec.prompt_tok + s->out;
+}
+
+static inline uint32_t blocks_for(const struct engine *e, uint64_t tok)
+{
+    return (uint32_t)((tok + e->c.block_size - 1) / e->c.block_size);
+}
+
+void deque_push_back(struct deque *d, uint32_t v);
+void deque_push_front(struct deque *d, uint32_t v);
+uint32_t deque_at(const struct deque *d, uint32_t i);
+void deque_remove_at(struct deque *d, uint32_t i);
+
+void engine_batch_add(struct engine *e, uint32_t slot, uint32_t n);
+/* Takes slot's work out of the batch again; returns its tokens (0: it was not in). */
+uint32_t engine_batch_drop(struct engine *e, uint32_t slot);
+
+/* waiting[i] -> running, with the first hit_blocks taken from the cache; counts the admission. */
+void engine_admit(struct engine *e, uint32_t waiting_index, uint32_t hit_blocks);
+/* running[i] loses its KV and goes to the front of waiting. */
+void engine_preempt(struct engine *e, uint32_t running_index);
+
+/* Default timing description of e->batch (linear engines). */
+void engine_describe_batch(const struct engine *e, struct step_batch *b);
+
+#endif

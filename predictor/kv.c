@@ -1,0 +1,668 @@
+/* kv.c - see kv.h. Invariants that everything here keeps:
+ *   - every block of a run has the same holders, so one count and one list entry serve all of them;
+ *   - runs that overlap in depth and agree in content start at the same depth (a *group*: same key0 and
+ *     start, oldest first in the hash chain): splitting one splits all copies that reach that far;
+ *   - a request that holds a block holds some copy of every block above it, and releases tail first, so
+ *     eviction only ever eats the tails of leaves.
+ */
+#include "predictor/kv.h"
+
+#include <assert.h>
+#include <string.h>
+
+#include "predictor/mem.h"
+#include "predictor/rng.h"
+
+static uint32_t key_index(const struct kv *kv, uint32_t block, uint32_t key_tok)
+{
+    if (key_tok == kv->block_size)
+        return block;
+    return (uint32_t)((((uint64_t)block + 1) * kv->block_size - 1) / key_tok);
+}
+
+/* Blocks of s that its own keys name; later ones are named by the uid. */
+static uint32_t keyed_blocks(const struct kv *kv, const struct request_spec *s)
+{
+    uint64_t covered = (uint64_t)s->n_keys * s->key_tok;
+    if (covered < (uint64_t)s->prompt_tok + s->key_tok && covered > s->prompt_tok)
+        covered = s->prompt_tok;
+    return (uint32_t)(covered / kv->block_size);
+}
+
+static uint64_t block_name(const struct kv *kv, const struct request_spec *s, uint32_t keyed,
+                           uint32_t block)
+{
+    return block < keyed ? s->keys[key_index(kv, block, s->key_tok)]
+                         : request_generated_key(s->uid);
+}
+
+static uint32_t bucket_of(const struct kv *kv, uint64_t key, uint32_t start)
+{
+    return (uint32_t)rng_mix64(key + start) & kv->bucket_mask;
+}
+
+static uint32_t find(const struct kv *kv, uint64_t key, uint32_t start)
+{
+    if (!kv->buckets)
+        return KV_NONE;
+    uint32_t i = kv->buckets[bucket_of(kv, key, start)];
+    while (i != KV_NONE && (kv->runs[i].key0 != key || kv->runs[i].start != start))
+        i = kv->runs[i].chain;
+    return i;
+}
+
+/* The next younger copy of run i's group. */
+static uint32_t next_copy(const struct kv *kv, uint32_t i)
+{
+    const struct kv_run *r = &kv->runs[i];
+    uint32_t j = r->chain;
+    while (j != KV_NONE && (kv->runs[j].key0 != r->key0 || kv->runs[j].start != r->start))
+        j = kv->runs[j].chain;
+    return j;
+}
+
+static void bucket_append(struct kv *kv, uint32_t i)
+{
+    struct kv_run *r = &kv->runs[i];
+    uint32_t *slot = &kv->buckets[bucket_of(kv, r->key0, r->start)];
+    while (*slot != KV_NONE)
+        slot = &kv->runs[*slot].chain;
+    *slot = i;
+    r->chain = KV_NONE;
+}
+
+static uint32_t *bucket_slot(struct kv *kv, uint32_t i)
+{
+    uint32_t *slot = &kv->buckets[bucket_of(kv, kv->runs[i].key0, kv->runs[i].start)];
+    while (*slot != i)
+        slot = &kv->runs[*slot].chain;
+    return slot;
+}
+
+static void bucket_grow(struct kv *kv)
+{
+    uint32_t old_n = kv->buckets ? kv->bucket_mask + 1 : 0, *old = kv->buckets;
+    uint32_t n = old_n ? old_n * 2 : 64;
+    kv->buckets = malloc(n * sizeof *kv->buckets);
+    if (!kv->buckets)
+        abort();
+    kv->bucket_mask = n - 1;
+    memset(kv->buckets, 0xff, n * sizeof *kv->buckets);
+    for (uint32_t b = 0; b < old_n; b++) {
+        for (uint32_t i = old[b], next; i != KV_NONE; i = next) {
+            next = kv->runs[i].chain;
+            bucket_append(kv, i);
+        }
+    }
+    free(old);
+}
+
+/* ---- key pool: pieces of 2^class keys, free lists through the first key */
+
+static uint32_t key_alloc(struct kv *kv, uint32_t n, uint32_t *class_out)
+{
+    uint32_t c = n <= 1 ? 0 : 32 - (uint32_t)__builtin_clz(n - 1);
+    *class_out = c;
+    uint32_t off = kv->key_free[c];
+    if (off != KV_NONE) {
+        kv->key_free[c] = (uint32_t)kv->keys[off];
+        return off;
+    }
+    off = kv->keys_used;
+    MEM_GROW(kv->keys, kv->keys_cap, off + (UINT32_C(1) << c));
+    kv->keys_used = off + (UINT32_C(1) << c);
+    return off;
+}
+
+static void key_free(struct kv *kv, uint32_t off, uint32_t c)
+{
+    kv->keys[off] = kv->key_free[c];
+    kv->key_free[c] = off;
+}
+
+/* ---- eviction order: one list for lru, a list per power of two of uses for lfu */
+
+static uint32_t order_of(const struct kv *kv, const struct kv_run *r)
+{
+    return kv->evict == EVICT_LFU ? 31 - (uint32_t)__builtin_clz(r->uses | 1) : 0;
+}
+
+static void order_append(struct kv *kv, uint32_t i)
+{
+    struct kv_run *r = &kv->runs[i];
+    uint32_t o = order_of(kv, r);
+    r->prev = kv->tail[o];
+    r->next = KV_NONE;
+    *(r->prev == KV_NONE ? &kv->head[o] : &kv->runs[r->prev].next) = i;
+    kv->tail[o] = i;
+    kv->free_named += r->len;
+}
+
+static void order_remove(struct kv *kv, uint32_t i)
+{
+    struct kv_run *r = &kv->runs[i];
+    uint32_t o = order_of(kv, r);
+    *(r->prev == KV_NONE ? &kv->head[o] : &kv->runs[r->prev].next) = r->next;
+    *(r->next == KV_NONE ? &kv->tail[o] : &kv->runs[r->next].prev) = r->prev;
+    kv->free_named -= r->len;
+}
+
+/* ---- runs */
+
+static uint32_t run_new(struct kv *kv)
+{
+    uint32_t i = kv->runs_free;
+    if (i != KV_NONE) {
+        kv->runs_free = kv->runs[i].chain;
+    } else {
+        i = kv->runs_used;
+        MEM_GROW(kv->runs, kv->runs_cap, i + 1);
+        kv->runs_used = i + 1;
+    }
+    if (!kv->buckets || ++kv->n_runs > kv->bucket_mask) {
+        bucket_grow(kv);
+        if (kv->n_runs == 0)
+            kv->n_runs = 1;
+    }
+    return i;
+}
+
+/* Takes run i (not in the eviction list) out of the index and returns its slot. */
+static void run_free(struct kv *kv, uint32_t i)
+{
+    struct kv_run *r = &kv->runs[i];
+    *bucket_slot(kv, i) = r->chain;
+    if (r->key_tok)
+        key_free(kv, r->key_off, r->key_class);
+    r->chain = kv->runs_free;
+    kv->runs_free = i;
+    kv->n_runs--;
+}
+
+static uint32_t run_end(const struct kv_run *r)
+{
+    return r->start + r->len;
+}
+
+/* Copies names [first, first + n) of a request into run r's part of the pool. */
+static void run_set_keys(struct kv *kv, uint32_t i, const uint64_t *keys, uint32_t n)
+{
+    uint32_t c, off = key_alloc(kv, n, &c);
+    memcpy(&kv->keys[off], keys, n * sizeof *keys);
+    kv->runs[i].key_off = off;
+    kv->runs[i].key_class = c;
+    kv->runs[i].n_keys = n;
+}
+
+/* Splits run x at depth m: a new run takes the head (and x's place among its copies), x keeps the tail. */
+static void split_run(struct kv *kv, uint32_t x, uint32_t m)
+{
+    uint32_t u = run_new(kv);
+    struct kv_run *r = &kv->runs[x], *up = &kv->runs[u];
+    *up = *r;
+    up->len = m - r->start;
+    uint32_t *slot = bucket_slot(kv, x);
+    *slot = u; /* up->chain is r->chain already */
+    if (r->key_tok) {
+        uint32_t base = key_index(kv, r->start, r->key_tok);
+        uint32_t last_up = key_index(kv, m - 1, r->key_tok) - base;
+        uint32_t first_low = key_index(kv, m, r->key_tok) - base;
+        uint32_t low_off = r->key_off, c, n_low = r->n_keys - first_low;
+        uint32_t off = key_alloc(kv, n_low, &c);
+        memcpy(&kv->keys[off], &kv->keys[low_off + first_low], n_low * sizeof *kv->keys);
+        up->n_keys = last_up + 1;
+        r->key_off = off;
+        r->key_class = c;
+        r->n_keys = n_low;
+        r->key0 = kv->keys[off];
+    }
+    r->upper = u;
+    r->start = m;
+    r->len -= up->len;
+    bucket_append(kv, x);
+    if (r->ref == 0) { /* the head leaves after the tail */
+        up->prev = x;
+        up->next = r->next;
+        *(r->next == KV_NONE ? &kv->tail[order_of(kv, r)] : &kv->runs[r->next].prev) = u;
+        r->next = u;
+    }
+}
+
+/* Splits every copy of the group (key, start) that reaches beyond depth m. */
+static void split_group(struct kv *kv, uint64_t key, uint32_t start, uint32_t m)
+{
+    for (uint32_t i = find(kv, key, start), next; i != KV_NONE; i = next) {
+        next = next_copy(kv, i);
+        if (run_end(&kv->runs[i]) > m)
+            split_run(kv, i, m);
+    }
+}
+
+static bool longer_copy(const struct kv *kv, const struct kv_run *r)
+{
+    for (uint32_t i = find(kv, r->key0, r->start); i != KV_NONE; i = next_copy(kv, i)) {
+        if (run_end(&kv->runs[i]) > run_end(r))
+            return true;
+    }
+    return false;
+}
+
+/* First depth >= from, at most lim, at which s and run r differ. */
+static uint32_t common_end(const struct kv *kv, const struct kv_run *r, const struct request_spec *s,
+                           uint32_t keyed, uint32_t from, uint32_t lim)
+{
+    if (lim > run_end(r))
+        lim = run_end(r);
+    if (lim <= from)
+        return from;
+    if (!r->key_tok)
+        return from >= keyed && r->key0 == request_generated_key(s->uid) ? lim : from;
+    if (r->key_tok != s->key_tok)
+        return from;
+    if (lim > keyed)
+        lim = keyed;
+    if (lim <= from)
+        return from;
+    uint32_t base = key_index(kv, r->start, r->key_tok);
+    uint32_t first = key_index(kv, from, r->key_tok), last = key_index(kv, lim - 1, r->key_tok);
+    const uint64_t *a = &kv->keys[r->key_off - base], *b = s->keys;
+    for (uint32_t k = first; k <= last; k++) {
+        if (a[k] != b[k]) {
+            uint32_t end = (uint32_t)((uint64_t)k * r->key_tok / kv->block_size);
+            return end > from ? end : from;
+        }
+    }
+    return lim;
+}
+
+static void log_change(struct kv *kv, bool stored, const struct kv_run *r, uint32_t from, uint32_t to)
+{
+    if (from >= to)
+        return;
+    MEM_GROW(kv->log, kv->log_cap, kv->log_used + 1);
+    MEM_GROW(kv->log_names, kv->log_names_cap, kv->log_names_used + (to - from));
+    kv->log[kv->log_used++] = (struct kv_log_entry){
+        .stored = stored, .depth = from, .n_blocks = to - from, .name_off = kv->log_names_used};
+    uint32_t base = r->key_tok ? key_index(kv, r->start, r->key_tok) : 0;
+    for (uint32_t b = from; b < to; b++)
+        kv->log_names[kv->log_names_used++] =
+            r->key_tok ? kv->keys[r->key_off + key_index(kv, b, r->key_tok) - base] : r->key0;
+}
+
+/* Logs blocks [from, to) of run i unless another copy of the group holds them as well. */
+static void log_run(struct kv *kv, bool stored, uint32_t i, uint32_t from, uint32_t to)
+{
+    const struct kv_run *r = &kv->runs[i];
+    for (uint32_t j = find(kv, r->key0, r->start); j != KV_NONE; j = next_copy(kv, j)) {
+        if (j != i && run_end(&kv->runs[j]) > from)
+            from = run_end(&kv->runs[j]);
+    }
+    log_change(kv, stored, r, from, to);
+}
+
+static void push_piece(struct kv *kv, struct kv_hold *hold, uint32_t run)
+{
+    uint32_t p = kv->pieces_free;
+    if (p != KV_NONE) {
+        kv->pieces_free = kv->pieces[p].up;
+    } else {
+        p = kv->pieces_used;
+        MEM_GROW(kv->pieces, kv->pieces_cap, p + 1);
+        kv->pieces_used = p + 1;
+    }
+    kv->pieces[p] = (struct kv_piece){.run = run, .start = kv->runs[run].start, .up = hold->tail};
+    hold->tail = p;
+}
+
+/* ---- public */
+
+int kv_init(struct kv *kv, uint32_t block_size, uint32_t usable_blocks, bool caching,
+            enum evict_kind evict)
+{
+    if (!block_size || !usable_blocks || usable_blocks > ENGINE_MAX_BLOCKS)
+        return WEIR_E_INVALID;
+    memset(kv, 0, sizeof *kv);
+    kv->block_size = block_size;
+    kv->usable = kv->free_unnamed = usable_blocks;
+    kv->caching = caching;
+    kv->evict = evict;
+    kv->runs_free = kv->pieces_free = KV_NONE;
+    memset(kv->key_free, 0xff, sizeof kv->key_free);
+    memset(kv->head, 0xff, sizeof kv->head);
+    memset(kv->tail, 0xff, sizeof kv->tail);
+    return 0;
+}
+
+void kv_deinit(struct kv *kv)
+{
+    free(kv->runs);
+    free(kv->buckets);
+    free(kv->pieces);
+    free(kv->keys);
+    free(kv->log);
+    free(kv->log_names);
+    memset(kv, 0, sizeof *kv);
+}
+
+static int copy_array(void **dst, uint32_t *dst_cap, const void *src, uint32_t used, size_t size)
+{
+    if (used > *dst_cap) {
+        void *p = realloc(*dst, (size_t)used * size);
+        if (!p)
+            return WEIR_E_NOMEM;
+        *dst = p;
+        *dst_cap = used;
+    }
+    if (used)
+        memcpy(*dst, src, (size_t)used * size);
+    return 0;
+}
+
+int kv_copy(struct kv *dst, const struct kv *src)
+{
+    struct kv old = *dst;
+    uint32_t buckets_cap = old.buckets ? old.bucket_mask + 1 : 0;
+    uint32_t n_buckets = src->buckets ? src->bucket_mask + 1 : 0;
+    bool bad =
+        copy_array((void **)&old.runs, &old.runs_cap, src->runs, src->runs_used,
+                   sizeof *src->runs) ||
+        copy_array((void **)&old.pieces, &old.pieces_cap, src->pieces, src->pieces_used,
+                   sizeof *src->pieces) ||
+        copy_array((void **)&old.keys, &old.keys_cap, src->keys, src->keys_used,
+                   sizeof *src->keys) ||
+        copy_array((void **)&old.buckets, &buckets_cap, src->buckets, n_buckets,
+                   sizeof *src->buckets);
+    *dst = *src;
+    dst->runs = old.runs;
+    dst->runs_cap = old.runs_cap;
+    dst->pieces = old.pieces;
+    dst->pieces_cap = old.pieces_cap;
+    dst->keys = old.keys;
+    dst->keys_cap = old.keys_cap;
+    dst->buckets = old.buckets;
+    dst->log = old.log;
+    dst->log_cap = old.log_cap;
+    dst->log_names = old.log_names;
+    dst->log_names_cap = old.log_names_cap;
+    dst->log_on = false;
+    dst->log_used = dst->log_names_used = 0;
+    return bad ? WEIR_E_NOMEM : 0;
+}
+
+void kv_hold_init(struct kv_hold *h)
+{
+    *h = (struct kv_hold){.tail = KV_NONE};
+}
+
+struct kv_match kv_lookup(const struct kv *kv, const struct request_spec *s, uint32_t max_blocks)
+{
+    struct kv_match m = {0, 0};
+    if (!kv->caching)
+        return m;
+    uint32_t keyed = keyed_blocks(kv, s), depth = 0;
+    while (depth < max_blocks) {
+        uint32_t i = find(kv, block_name(kv, s, keyed, depth), depth), before = depth;
+        for (; i != KV_NONE; i = next_copy(kv, i)) {
+            const struct kv_run *r = &kv->runs[i];
+            uint32_t end = common_end(kv, r, s, keyed, depth, max_blocks);
+            if (r->ref == 0)
+                m.free_blocks += end - depth;
+            depth = end;
+        }
+        if (depth == before)
+            break;
+    }
+    m.blocks = depth;
+    return m;
+}
+
+void kv_attach(struct kv *kv, const struct request_spec *s, uint32_t blocks, struct kv_hold *hold)
+{
+    uint32_t keyed = keyed_blocks(kv, s), depth = 0;
+    assert(hold->n_blocks == 0);
+    while (depth < blocks) {
+        uint64_t name = block_name(kv, s, keyed, depth);
+        uint32_t i = find(kv, name, depth);
+        assert(i != KV_NONE);
+        if (run_end(&kv->runs[i]) > blocks) {
+            split_group(kv, name, depth, blocks);
+            i = find(kv, name, depth);
+        } else if (run_end(&kv->runs[i]) < blocks && longer_copy(kv, &kv->runs[i])) {
+            split_group(kv, name, depth, run_end(&kv->runs[i]));
+        }
+        struct kv_run *r = &kv->runs[i];
+        if (r->ref++ == 0)
+            order_remove(kv, i);
+        r->uses++;
+        push_piece(kv, hold, i);
+        depth = run_end(r);
+    }
+    hold->n_blocks = hold->n_named = blocks;
+}
+
+static void evict(struct kv *kv, uint32_t n)
+{
+    uint32_t o = 0;
+    while (n) {
+        while (kv->head[o] == KV_NONE)
+            o++;
+        uint32_t i = kv->head[o];
+        struct kv_run *r = &kv->runs[i];
+        uint32_t k = r->len < n ? r->len : n;
+        if (kv->log_on)
+            log_run(kv, false, i, run_end(r) - k, run_end(r));
+        n -= k;
+        if (k == r->len) {
+            order_remove(kv, i);
+            run_free(kv, i);
+        } else {
+            r->len -= k;
+            kv->free_named -= k;
+        }
+    }
+}
+
+void kv_take(struct kv *kv, struct kv_hold *hold, uint32_t n)
+{
+    assert(n <= kv_free_blocks(kv));
+    uint32_t plain = n < kv->free_unnamed ? n : kv->free_unnamed;
+    kv->free_unnamed -= plain;
+    if (n > plain)
+        evict(kv, n - plain);
+    hold->n_blocks += n;
+}
+
+/* Whether the deepest run of hold may simply grow by blocks of the given kind. */
+static bool can_extend(const struct kv *kv, const struct kv_hold *hold, uint32_t from, uint32_t key_tok,
+                       uint64_t name)
+{
+    if (hold->tail == KV_NONE)
+        return false;
+    const struct kv_run *r = &kv->runs[kv->pieces[hold->tail].run];
+    return r->ref == 1 && run_end(r) == from && r->key_tok == key_tok &&
+           (key_tok || r->key0 == name);
+}
+
+static void extend_run(struct kv *kv, uint32_t i, const struct request_spec *s, uint32_t to)
+{
+    struct kv_run *r = &kv->runs[i];
+    r->len = to - r->start;
+    if (!r->key_tok)
+        return;
+    uint32_t base = key_index(kv, r->start, r->key_tok);
+    uint32_t n = key_index(kv, to - 1, r->key_tok) - base + 1;
+    if (n > UINT32_C(1) << r->key_class) {
+        uint32_t off = r->key_off, class = r->key_class;
+        run_set_keys(kv, i, s->keys + base, n);
+        key_free(kv, off, class);
+    } else {
+        memcpy(&kv->keys[r->key_off], s->keys + base, n * sizeof *s->keys);
+        r->n_keys = n;
+    }
+}
+
+static void add_run(struct kv *kv, struct kv_hold *hold, const struct request_spec *s, uint32_t key_tok,
+                    uint64_t name, uint32_t from, uint32_t to)
+{
+    uint32_t i = run_new(kv);
+    struct kv_run *r = &kv->runs[i];
+    *r = (struct kv_run){.key0 = name,
+                         .start = from,
+                         .len = to - from,
+                         .ref = 1,
+                         .upper = KV_NONE,
+                         .key_tok = key_tok,
+                         .uses = 1};
+    if (key_tok) {
+        uint32_t base = key_index(kv, from, key_tok);
+        run_set_keys(kv, i, s->keys + base, key_index(kv, to - 1, key_tok) - base + 1);
+    }
+    bucket_append(kv, i);
+    push_piece(kv, hold, i);
+}
+
+/* One step of naming: blocks [from, ...) up to at most lim, which are all of one kind. Returns where it
+ * stopped. */
+static uint32_t name_some(struct kv *kv, const struct request_spec *s, struct kv_hold *hold,
+                          uint32_t keyed, uint32_t from, uint32_t lim, bool shared)
+{
+    uint64_t name = block_name(kv, s, keyed, from);
+    uint32_t key_tok = from < keyed ? s->key_tok : 0, i;
+    if (hold->tail != KV_NONE) {
+        const struct kv_run *t = &kv->runs[kv->pieces[hold->tail].run];
+        if (longer_copy(kv, t))
+            split_group(kv, t->key0, t->start, run_end(t));
+    }
+    i = find(kv, name, from);
+    if (i == KV_NONE) {
+        if (can_extend(kv, hold, from, key_tok, name)) {
+            i = kv->pieces[hold->tail].run;
+            extend_run(kv, i, s, lim);
+        } else {
+            add_run(kv, hold, s, key_tok, name, from, lim);
+            i = kv->pieces[hold->tail].run;
+        }
+        if (kv->log_on)
+            log_run(kv, true, i, from, lim);
+        return lim;
+    }
+    /* somebody has these blocks already */
+    uint32_t reach = lim < run_end(&kv->runs[i]) ? lim : run_end(&kv->runs[i]);
+    uint32_t end = common_end(kv, &kv->runs[i], s, keyed, from, lim);
+    assert(end > from);
+    if (end < reach || (shared && end < run_end(&kv->runs[i]))) {
+        split_group(kv, name, from, end);
+        i = find(kv, name, from);
+    }
+    if (shared) {
+        struct kv_run *r = &kv->runs[i];
+        if (r->ref++ == 0)
+            order_remove(kv, i);
+        r->uses++;
+        kv->free_unnamed += end - from; /* the copy that was just computed */
+        push_piece(kv, hold, i);
+    } else {
+        add_run(kv, hold, s, key_tok, name, from, end);
+    }
+    return end;
+}
+
+static void name_blocks(struct kv *kv, const struct request_spec *s, struct kv_hold *hold,
+                        uint32_t named, bool shared)
+{
+    assert(named >= hold->n_named && named <= hold->n_blocks);
+    if (!kv->caching)
+        return;
+    uint32_t keyed = keyed_blocks(kv, s);
+    while (hold->n_named < named) {
+        uint32_t from = hold->n_named;
+        uint32_t lim = from < keyed && keyed < named ? keyed : named;
+        hold->n_named = name_some(kv, s, hold, keyed, from, lim, shared);
+    }
+}
+
+void kv_name(struct kv *kv, const struct request_spec *s, struct kv_hold *hold, uint32_t named)
+{
+    name_blocks(kv, s, hold, named, false);
+}
+
+void kv_name_shared(struct kv *kv, const struct request_spec *s, struct kv_hold *hold, uint32_t named)
+{
+    name_blocks(kv, s, hold, named, true);
+}
+
+void kv_release(struct kv *kv, struct kv_hold *hold)
+{
+    kv->free_unnamed += hold->n_blocks - hold->n_named;
+    for (uint32_t p = hold->tail, up; p != KV_NONE; p = up) {
+        struct kv_piece *piece = &kv->pieces[p];
+        uint32_t i = piece->run;
+        for (;;) {
+            struct kv_run *r = &kv->runs[i];
+            assert(r->ref > 0);
+            if (--r->ref == 0)
+                order_append(kv, i);
+            if (r->start == piece->start)
+                break;
+            i = r->upper;
+        }
+        up = piece->up;
+        piece->up = kv->pieces_free;
+        kv->pieces_free = p;
+    }
+    kv_hold_init(hold);
+}
+
+void kv_drop_cache(struct kv *kv)
+{
+    uint32_t n = kv->free_named;
+    if (n)
+        evict(kv, n);
+    kv->free_unnamed += n;
+}
+
+static const char *validate_order(const struct kv *kv, uint32_t o, uint32_t *named)
+{
+    uint32_t prev = KV_NONE;
+    for (uint32_t i = kv->head[o]; i != KV_NONE; i = kv->runs[i].next) {
+        const struct kv_run *r = &kv->runs[i];
+        if (r->prev != prev)
+            return "eviction list: broken back link";
+        if (r->ref || !r->len)
+            return "eviction list: a run in use or empty";
+        if (order_of(kv, r) != o)
+            return "eviction list: run in the wrong list";
+        *named += r->len;
+        prev = i;
+    }
+    return kv->tail[o] == prev ? NULL : "eviction list: wrong tail";
+}
+
+const char *kv_validate(const struct kv *kv)
+{
+    uint32_t named = 0, held = 0, n = 0;
+    for (uint32_t o = 0; o < 32; o++) {
+        const char *why = validate_order(kv, o, &named);
+        if (why)
+            return why;
+    }
+    if (named != kv->free_named)
+        return "free named blocks do not add up";
+    for (uint32_t b = 0; kv->buckets && b <= kv->bucket_mask; b++) {
+        for (uint32_t i = kv->buckets[b]; i != KV_NONE; i = kv->runs[i].chain) {
+            const struct kv_run *r = &kv->runs[i];
+            if (bucket_of(kv, r->key0, r->start) != b)
+                return "hash chain: run in the wrong bucket";
+            if (r->key_tok && kv->keys[r->key_off] != r->key0)
+                return "run: first key differs from its name";
+            if (r->ref)
+                held += r->len;
+            n++;
+        }
+    }
+    if (n != kv->n_runs)
+        return "hash: number of runs does not add up";
+    if (kv->free_unnamed + kv->free_named + held > kv->usable)
+        return "more blocks than there are";
+    return NULL;
+}

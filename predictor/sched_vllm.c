@@ -1,0 +1,144 @@
+/* sched_vllm.c - the scheduler of a real vLLM (v1 engine, 0.32), rule by rule; its recorded steps are
+ * reproduced without a difference (bench/parity). Full attention, no asynchronous scheduling.
+ *
+ *   - Running requests first, in admission order, as many tokens each as are left of the budget. Short of
+ *     blocks: preempt the last one (priority policy: the largest (priority, arrival)) until it fits.
+ *   - Then waiting ones, if nobody was preempted: look up the cached prefix (never the last token), admit
+ *     when the whole known sequence would fit, but take only the blocks of the first chunk.
+ *   - Blocks get their names when they are scheduled, not when they are computed.
+ */
+#include "predictor/engine_internal.h"
+
+static bool rank_less(const struct seq *a, const struct seq *b)
+{
+    if (a->spec.priority != b->spec.priority)
+        return a->spec.priority < b->spec.priority;
+    if (a->spec.arrival_ps != b->spec.arrival_ps)
+        return a->spec.arrival_ps < b->spec.arrival_ps;
+    return a->order < b->order;
+}
+
+static uint32_t pick_victim(const struct engine *e)
+{
+    uint32_t v = e->n_running - 1;
+    if (e->c.policy != SCHED_PRIORITY)
+        return v;
+    for (uint32_t i = 0; i < e->n_running; i++) {
+        if (rank_less(&e->seqs[e->running[v]], &e->seqs[e->running[i]]))
+            v = i;
+    }
+    return v;
+}
+
+static uint32_t pick_waiting(const struct engine *e)
+{
+    uint32_t best = 0;
+    if (e->c.policy != SCHED_PRIORITY)
+        return best;
+    for (uint32_t i = 1; i < e->waiting.n; i++) {
+        if (rank_less(&e->seqs[deque_at(&e->waiting, i)], &e->seqs[deque_at(&e->waiting, best)]))
+            best = i;
+    }
+    return best;
+}
+
+/* Blocks for n more tokens of a running request; with speculation also for the drafts. */
+static bool grow(struct engine *e, struct seq *q, uint32_t n)
+{
+    uint64_t tok = (uint64_t)q->computed + n;
+    if (q->out && e->c.step.params.spec_gamma) {
+        uint32_t left = q->spec.output_tok - q->out;
+        tok += e->c.step.params.spec_gamma < left ? e->c.step.params.spec_gamma : left;
+    }
+    uint32_t want = blocks_for(e, tok);
+    if (want > q->hold.n_blocks) {
+        if (want - q->hold.n_blocks > kv_free_blocks(&e->kv))
+            return false;
+        kv_take(&e->kv, &q->hold, want - q->hold.n_blocks);
+    }
+    uint32_t full = (q->computed + n) / e->c.block_size;
+    if (full > q->hold.n_named)
+        kv_name(&e->kv, &q->spec, &q->hold, full);
+    return true;
+}
+
+static uint32_t chunk(uint32_t left, uint32_t cap, uint32_t budget)
+{
+    if (cap && left > cap)
+        left = cap;
+    return left < budget ? left : budget;
+}
+
+/* Returns whether anybody was preempted. */
+static bool schedule_running(struct engine *e, uint32_t *budget, uint32_t cap)
+{
+    bool preempted = false;
+    for (uint32_t i = 0; i < e->n_running && *budget > 0; i++) {
+        uint32_t slot = e->running[i];
+        struct seq *q = &e->seqs[slot];
+        uint32_t n = chunk(seq_tokens(q) - q->computed, cap, *budget);
+        while (!grow(e, q, n)) {
+            uint32_t v = pick_victim(e), victim = e->running[v];
+            if (v < i)
+                i--;
+            *budget += engine_batch_drop(e, victim);
+            engine_preempt(e, v);
+            preempted = true;
+            if (victim == slot)
+                return true;
+        }
+        engine_batch_add(e, slot, n);
+        *budget -= n;
+    }
+    return preempted;
+}
+
+static bool admit_one(struct engine *e, uint32_t *budget, uint32_t cap)
+{
+    uint32_t w = pick_waiting(e), slot = deque_at(&e->waiting, w);
+    struct seq *q = &e->seqs[slot];
+    uint32_t tok = seq_tokens(q), bs = e->c.block_size;
+    bool remote = (q->flags & ENGINE_REMOTE_KV) && !q->preempted_before;
+    struct kv_match m = kv_lookup(&e->kv, &q->spec, (tok - 1) / bs);
+    uint32_t n = chunk(remote ? 1 : tok - m.blocks * bs, cap, *budget);
+    if (!e->c.enable_chunked_prefill && n < tok - m.blocks * bs && !remote)
+        return false;
+    if (blocks_for(e, tok) - m.blocks + m.free_blocks > kv_free_blocks(&e->kv)) {
+        e->waiting_blocked = true;
+        return false;
+    }
+    engine_admit(e, w, m.blocks);
+    if (remote)
+        q->computed = tok - 1; /* the rest of the prompt's KV was pulled */
+    grow(e, q, n);
+    engine_batch_add(e, slot, n);
+    *budget -= n;
+    return true;
+}
+
+static void schedule(struct engine *e)
+{
+    uint32_t budget = e->c.max_num_batched_tokens;
+    uint32_t cap = e->n_running + e->waiting.n > 1 ? e->c.long_prefill_token_threshold : 0;
+    if (schedule_running(e, &budget, cap))
+        return;
+    while (budget > 0 && e->waiting.n && e->n_running < e->c.max_num_seqs) {
+        if (!admit_one(e, &budget, cap))
+            return;
+    }
+    if (e->waiting.n && e->n_running >= e->c.max_num_seqs)
+        e->waiting_blocked = true;
+}
+
+/* Decoding only takes blocks and evicts: it never makes room. */
+static bool waiting_stays(const struct engine *e)
+{
+    (void)e;
+    return true;
+}
+
+const struct sched_ops sched_vllm = {
+    .name = "vllm",
+    .schedule = schedule,
+    .waiting_stays = waiting_stays,
+};
