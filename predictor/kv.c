@@ -1,7 +1,8 @@
 /* kv.c - see kv.h. Invariants that everything here keeps:
  *   - every block of a run has the same holders, so one count and one list entry serve all of them;
- *   - runs that overlap in depth and agree in content start at the same depth (a *group*: same key0 and
- *     start, oldest first in the hash chain): splitting one splits all copies that reach that far;
+ *   - runs that overlap in depth and agree in content there start at the same depth (a *group*: same key0
+ *     and start, oldest first in the hash chain), though they may part later; splitting one splits all of
+ *     the group that reach that far. Names are chained, so equal names at one depth mean equal all above;
  *   - a request that holds a block holds some copy of every block above it, and releases tail first, so
  *     eviction only ever eats the tails of leaves.
  */
@@ -238,15 +239,6 @@ static void split_group(struct kv *kv, uint64_t key, uint32_t start, uint32_t m)
     }
 }
 
-static bool longer_copy(const struct kv *kv, const struct kv_run *r)
-{
-    for (uint32_t i = find(kv, r->key0, r->start); i != KV_NONE; i = next_copy(kv, i)) {
-        if (run_end(&kv->runs[i]) > run_end(r))
-            return true;
-    }
-    return false;
-}
-
 /* First depth >= from, at most lim, at which s and run r differ. */
 static uint32_t common_end(const struct kv *kv, const struct kv_run *r, const struct request_spec *s,
                            uint32_t keyed, uint32_t from, uint32_t lim)
@@ -265,14 +257,35 @@ static uint32_t common_end(const struct kv *kv, const struct kv_run *r, const st
         return from;
     uint32_t base = key_index(kv, r->start, r->key_tok);
     uint32_t first = key_index(kv, from, r->key_tok), last = key_index(kv, lim - 1, r->key_tok);
-    const uint64_t *a = &kv->keys[r->key_off - base], *b = s->keys;
+    const uint64_t *a = kv->keys + r->key_off, *b = s->keys;
     for (uint32_t k = first; k <= last; k++) {
-        if (a[k] != b[k]) {
+        if (a[k - base] != b[k]) {
             uint32_t end = (uint32_t)((uint64_t)k * r->key_tok / kv->block_size);
             return end > from ? end : from;
         }
     }
     return lim;
+}
+
+/* Whether run i or a copy of it reaches beyond depth m. */
+static bool reaches_beyond(const struct kv *kv, uint32_t i, uint32_t m)
+{
+    const struct kv_run *r = &kv->runs[i];
+    for (i = find(kv, r->key0, r->start); i != KV_NONE; i = next_copy(kv, i)) {
+        if (run_end(&kv->runs[i]) > m)
+            return true;
+    }
+    return false;
+}
+
+/* The oldest run that starts at depth and agrees with s there; *end is how far it does, at most lim. */
+static uint32_t matching_copy(const struct kv *kv, const struct request_spec *s, uint32_t keyed, uint32_t depth,
+                              uint32_t lim, uint32_t *end)
+{
+    uint32_t i = find(kv, block_name(kv, s, keyed, depth), depth);
+    while (i != KV_NONE && (*end = common_end(kv, &kv->runs[i], s, keyed, depth, lim)) == depth)
+        i = next_copy(kv, i);
+    return i;
 }
 
 static void log_change(struct kv *kv, bool stored, const struct kv_run *r, uint32_t from, uint32_t to)
@@ -422,20 +435,18 @@ void kv_attach(struct kv *kv, const struct request_spec *s, uint32_t blocks, str
     assert(hold->n_blocks == 0);
     while (depth < blocks) {
         uint64_t name = block_name(kv, s, keyed, depth);
-        uint32_t i = find(kv, name, depth);
+        uint32_t end, i = matching_copy(kv, s, keyed, depth, blocks, &end);
         assert(i != KV_NONE);
-        if (run_end(&kv->runs[i]) > blocks) {
-            split_group(kv, name, depth, blocks);
-            i = find(kv, name, depth);
-        } else if (run_end(&kv->runs[i]) < blocks && longer_copy(kv, &kv->runs[i])) {
-            split_group(kv, name, depth, run_end(&kv->runs[i]));
+        if (reaches_beyond(kv, i, end)) {
+            split_group(kv, name, depth, end);
+            i = matching_copy(kv, s, keyed, depth, end, &end);
         }
         struct kv_run *r = &kv->runs[i];
         if (r->ref++ == 0)
             order_remove(kv, i);
         r->uses++;
         push_piece(kv, hold, i);
-        depth = run_end(r);
+        depth = end;
     }
     hold->n_blocks = hold->n_named = blocks;
 }
@@ -527,13 +538,14 @@ static uint32_t name_some(struct kv *kv, const struct request_spec *s, struct kv
                           uint32_t keyed, uint32_t from, uint32_t lim, bool shared)
 {
     uint64_t name = block_name(kv, s, keyed, from);
-    uint32_t key_tok = from < keyed ? s->key_tok : 0, i;
+    uint32_t key_tok = from < keyed ? s->key_tok : 0;
     if (hold->tail != KV_NONE) {
-        const struct kv_run *t = &kv->runs[kv->pieces[hold->tail].run];
-        if (longer_copy(kv, t))
-            split_group(kv, t->key0, t->start, run_end(t));
+        uint32_t t = kv->pieces[hold->tail].run;
+        struct kv_run run = kv->runs[t];
+        if (reaches_beyond(kv, t, run_end(&run)))
+            split_group(kv, run.key0, run.start, run_end(&run));
     }
-    i = find(kv, name, from);
+    uint32_t end = from, i = matching_copy(kv, s, keyed, from, lim, &end);
     if (i == KV_NONE) {
         if (can_extend(kv, hold, from, key_tok, name)) {
             i = kv->pieces[hold->tail].run;
@@ -547,12 +559,9 @@ static uint32_t name_some(struct kv *kv, const struct request_spec *s, struct kv
         return lim;
     }
     /* somebody has these blocks already */
-    uint32_t reach = lim < run_end(&kv->runs[i]) ? lim : run_end(&kv->runs[i]);
-    uint32_t end = common_end(kv, &kv->runs[i], s, keyed, from, lim);
-    assert(end > from);
-    if (end < reach || (shared && end < run_end(&kv->runs[i]))) {
+    if (shared && reaches_beyond(kv, i, end)) {
         split_group(kv, name, from, end);
-        i = find(kv, name, from);
+        i = matching_copy(kv, s, keyed, from, end, &end);
     }
     if (shared) {
         struct kv_run *r = &kv->runs[i];

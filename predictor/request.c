@@ -3,12 +3,12 @@
 
 #include "predictor/rng.h"
 
-/* The id is mixed off the chain's critical path, so that a loader pays one mix a key. Both halves are
- * bijections of 64 bits: two ids under one parent never collide, unrelated pairs with probability
- * 2^-64. */
+/* A parent is uniform already, so one mix is enough; the multiplication keeps ids that are themselves
+ * keys from cancelling against it, off the chain's critical path. Both steps are bijections: two ids
+ * under one parent never collide, other pairs with probability 2^-64. */
 uint64_t request_chain_key(uint64_t parent, uint64_t id)
 {
-    uint64_t k = rng_mix64(parent ^ rng_mix64(id));
+    uint64_t k = rng_mix64(parent ^ id * UINT64_C(0xd6e8feb86659fd93));
     return k ? k : 1; /* 0 means "no key" */
 }
 

@@ -325,7 +325,7 @@ static int start(struct input *in)
         in->win_borrowed = in->end = true;
         return 0;
     }
-    in->raw = malloc(RAW_BYTES);
+    in->raw = calloc(1, RAW_BYTES);
     in->win = malloc(WINDOW_BYTES);
     in->cap = WINDOW_BYTES;
     if (!in->raw || !in->win)

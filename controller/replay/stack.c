@@ -421,63 +421,7 @@ static int read_faults(struct load *l, const struct ytree_node *list, const char
             return rc;
         l->stack->n_faults++;
     }
-    return sort_faults(l->stack) ? no_memory(l) : WEIR_OK;
-}
-
-/* ---- whole files ---- */
-
-static int read_top_inner(struct load *l, const struct key *k, const struct ytree_node *n,
-                          void *base, const char *path)
-{
-    if (strcmp(k->name, "pools") == 0)
-        return read_pools(l, n, path);
-    if (strcmp(k->name, "faults") == 0)
-        return read_faults(l, n, path);
-    if (strcmp(k->name, "policy_params") == 0)
-        return read_policy_params(l, n, path);
-    char prefix[PATH_BYTES];
-    (void)snprintf(prefix, sizeof prefix, "%s.", k->name);
-    return read_map(l, SCOPE_STACK, prefix, n, base, path, NULL);
-}
-
-static int load_text(struct load *l, const char *text, size_t len)
-{
-    struct ytree tree;
-    int rc = ytree_parse(&tree, l->name, text, len, l->error);
-    if (rc == WEIR_OK && !tree.root) {
-        ytree_error(l->error, "%s: empty; expected at least pools: [...]", l->name);
-        rc = WEIR_E_INPUT;
-    }
-    if (rc == WEIR_OK)
-        rc = read_map(l, SCOPE_STACK, "", tree.root, l->stack, "", read_top_inner);
-    if (rc == WEIR_OK)
-        rc = stack_check(l->stack, l->name, l->error);
-    ytree_deinit(&tree);
-    return rc;
-}
-
-int stack_load_memory(struct stack *s, const char *name, const char *text, size_t len,
-                      const char *const *profile_dirs, char *error)
-{
-    struct load l = {.stack = s, .name = name, .profile_dirs = profile_dirs, .error = error};
-    error[0] = '\0';
-    start_empty(s);
-    return load_text(&l, text, len);
-}
-
-int stack_load(struct stack *s, const char *path, const char *const *profile_dirs, char *error)
-{
-    struct load l = {
-        .stack = s, .name = path, .path = path, .profile_dirs = profile_dirs, .error = error};
-    char *text = NULL;
-    size_t len = 0;
-    error[0] = '\0';
-    start_empty(s);
-    int rc = ytree_read_file(path, STACK_FILE_MAX_BYTES, &text, &len, error);
-    if (rc == WEIR_OK)
-        rc = load_text(&l, text, len);
-    free(text);
-    return rc;
+    return WEIR_OK; /* sorted by load_text, which still needs the order of the file */
 }
 
 /* ---- rules between keys ---- */
@@ -520,91 +464,252 @@ bool stack_domain_within(const char *path, const char *domain)
     return n > 0 && strncmp(path, domain, n) == 0 && (path[n] == '\0' || path[n] == '/');
 }
 
-/* Writes "name: what" and returns the code. */
-static int broken(const char *name, char *error, const char *fmt, ...)
-    __attribute__((format(printf, 3, 4)));
+/* Each rule writes what is wrong (WHAT_BYTES) and returns false; the loader puts the line before it,
+ * stack_check the name. */
+#define WHAT_BYTES 512
 
-static int broken(const char *name, char *error, const char *fmt, ...)
+static bool pool_sound(const struct stack *s, uint32_t i, char *what)
 {
-    char what[STACK_ERROR_BYTES];
-    va_list ap;
-    va_start(ap, fmt);
-    (void)vsnprintf(what, sizeof what, fmt, ap);
-    va_end(ap);
-    ytree_error(error, "%.256s: %s", name, what);
-    return WEIR_E_INPUT;
+    const struct stack_pool *p = &s->pools[i];
+    char domain[CLUSTER_DOMAIN_BYTES];
+    for (uint32_t j = 0; j < i; j++) {
+        if (strcmp(p->name, s->pools[j].name) == 0) {
+            (void)snprintf(what, WHAT_BYTES,
+                           "pools[%" PRIu32 "].name: '%s' is also pools[%" PRIu32
+                           "]; give each pool its own name",
+                           i, p->name, j);
+            return false;
+        }
+    }
+    if (p->workers == 0) {
+        (void)snprintf(what, WHAT_BYTES,
+                       "pools[%" PRIu32 "].workers: zero workers; expected 1 or more, or remove "
+                       "the pool",
+                       i);
+        return false;
+    }
+    if (!stack_worker_domain(p, p->workers - 1, domain)) {
+        (void)snprintf(what, WHAT_BYTES,
+                       "pools[%" PRIu32 "].domain: expected a path of at most %d bytes whose only "
+                       "braces are {i} or {i/8}, got '%s'",
+                       i, CLUSTER_DOMAIN_BYTES - 1, p->worker.domain);
+        return false;
+    }
+    return true;
 }
 
-static int check_pools(const struct stack *s, const char *name, char *error, uint64_t *workers)
+/* Rules over all pools; each pool is sound. */
+static bool pools_sound(const struct stack *s, char *what)
 {
     bool prefill = false, decode = false;
+    uint64_t workers = 0;
     for (uint32_t i = 0; i < s->n_pools; i++) {
-        const struct stack_pool *p = &s->pools[i];
-        char domain[CLUSTER_DOMAIN_BYTES];
-        for (uint32_t j = 0; j < i; j++) {
-            if (strcmp(p->name, s->pools[j].name) == 0)
-                return broken(name, error, "pools[%" PRIu32 "].name: '%s' is also pools[%" PRIu32
-                              "]; give each pool its own name", i, p->name, j);
-        }
-        if (p->workers == 0)
-            return broken(name, error, "pools[%" PRIu32 "].workers: zero workers; expected 1 or "
-                          "more, or remove the pool", i);
-        if (!stack_worker_domain(p, p->workers - 1, domain))
-            return broken(name, error, "pools[%" PRIu32 "].domain: expected a path of at most %d "
-                          "bytes whose only braces are {i} or {i/8}, got '%s'", i,
-                          CLUSTER_DOMAIN_BYTES - 1, p->worker.domain);
-        *workers += p->workers;
-        prefill |= p->worker.engine.role == ROLE_PREFILL;
-        decode |= p->worker.engine.role == ROLE_DECODE;
+        workers += s->pools[i].workers;
+        prefill |= s->pools[i].worker.engine.role == ROLE_PREFILL;
+        decode |= s->pools[i].worker.engine.role == ROLE_DECODE;
     }
-    if (*workers == 0)
-        return broken(name, error, "pools: no pool, so zero workers; expected at least one pool, "
-                      "as pools: [{workers: 8}]");
-    if (*workers > CLUSTER_MAX_WORKERS)
-        return broken(name, error, "pools: %" PRIu64 " workers; expected at most %u", *workers,
-                      CLUSTER_MAX_WORKERS);
-    if (prefill && !decode)
-        return broken(name, error, "pools: a prefill pool without a decode pool; add a pool with "
-                      "role: decode, or change role to both");
-    if (decode && !prefill)
-        return broken(name, error, "pools: a decode pool without a prefill pool; add a pool with "
-                      "role: prefill, or change role to both");
-    return WEIR_OK;
-}
-
-static bool domain_used(const struct stack *s, const char *domain)
-{
-    for (uint32_t i = 0; i < s->n_pools; i++) {
-        for (uint32_t w = 0; w < s->pools[i].workers; w++) {
-            char path[CLUSTER_DOMAIN_BYTES];
-            if (stack_worker_domain(&s->pools[i], w, path) && stack_domain_within(path, domain))
-                return true;
-        }
-    }
+    if (workers > 0 && workers <= CLUSTER_MAX_WORKERS && prefill == decode)
+        return true;
+    if (workers == 0)
+        (void)snprintf(what, WHAT_BYTES, "pools: no pool, so zero workers; expected at least one, as "
+                       "pools: [{workers: 8}]");
+    else if (workers > CLUSTER_MAX_WORKERS)
+        (void)snprintf(what, WHAT_BYTES, "pools: %" PRIu64 " workers; expected at most %u", workers,
+                       CLUSTER_MAX_WORKERS);
+    else
+        (void)snprintf(what, WHAT_BYTES, "pools: a %s pool without a %s pool; add a pool with role: "
+                       "%s, or change role to both", prefill ? "prefill" : "decode",
+                       prefill ? "decode" : "prefill", prefill ? "decode" : "prefill");
     return false;
 }
 
-static int check_faults(const struct stack *s, const char *name, char *error, uint64_t workers)
+static uint32_t count_workers(const struct stack *s)
 {
-    for (uint32_t i = 0; i < s->n_faults; i++) {
-        const struct fault *f = &s->faults[i];
-        double ms = ms_from_ps(f->at_ps);
-        if (f->worker != UINT32_MAX && f->worker >= workers)
-            return broken(name, error, "faults at %.15g ms: worker %" PRIu32 "; expected 0..%" PRIu64
-                          ", the workers of all pools in order", ms, f->worker, workers - 1);
-        bool checked = i > 0 && strcmp(f->domain, s->faults[i - 1].domain) == 0;
-        if (f->worker == UINT32_MAX && !checked && !domain_used(s, f->domain))
-            return broken(name, error, "faults at %.15g ms: no worker's domain is at or below '%s'; "
-                          "set domain in the pool or name a worker", ms, f->domain);
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < s->n_pools; i++)
+        n += s->pools[i].workers;
+    return n;
+}
+
+/* The domain paths of all workers in order, to find one below a fault's domain without a scan. */
+struct domains {
+    char (*path)[CLUSTER_DOMAIN_BYTES]; /* NULL: no fault names a domain */
+    uint32_t n;
+};
+
+static int compare_paths(const void *a, const void *b)
+{
+    return strcmp(a, b);
+}
+
+static int domains_init(struct domains *d, const struct stack *s)
+{
+    bool needed = false;
+    *d = (struct domains){0};
+    for (uint32_t i = 0; i < s->n_faults; i++)
+        needed |= s->faults[i].worker == UINT32_MAX;
+    if (!needed)
+        return WEIR_OK;
+    d->path = calloc(count_workers(s), sizeof *d->path);
+    if (!d->path)
+        return WEIR_E_NOMEM;
+    for (uint32_t i = 0; i < s->n_pools; i++) {
+        for (uint32_t w = 0; w < s->pools[i].workers; w++) {
+            if (stack_worker_domain(&s->pools[i], w, d->path[d->n]))
+                d->n++;
+        }
     }
+    qsort(d->path, d->n, sizeof *d->path, compare_paths);
     return WEIR_OK;
+}
+
+/* Whether a path is `wanted` or goes on behind it (wanted ends in a slash then). */
+static bool domains_have(const struct domains *d, const char *wanted)
+{
+    size_t len = strlen(wanted);
+    uint32_t low = 0, high = d->n;
+    while (low < high) {
+        uint32_t mid = low + (high - low) / 2;
+        if (strcmp(d->path[mid], wanted) < 0)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    if (low == d->n)
+        return false;
+    return wanted[len - 1] == '/' ? strncmp(d->path[low], wanted, len) == 0
+                                  : strcmp(d->path[low], wanted) == 0;
+}
+
+static bool fault_sound(const struct stack *s, const struct domains *d, uint32_t i, char *what)
+{
+    const struct fault *f = &s->faults[i];
+    uint32_t workers = count_workers(s);
+    if (f->worker != UINT32_MAX) {
+        if (f->worker < workers)
+            return true;
+        (void)snprintf(what, WHAT_BYTES,
+                       "faults[%" PRIu32 "].worker: no worker %" PRIu32 "; expected 0..%" PRIu32
+                       ", the workers of all pools in order",
+                       i, f->worker, workers - 1);
+        return false;
+    }
+    char below[CLUSTER_DOMAIN_BYTES + 1];
+    (void)snprintf(below, sizeof below, "%s/", f->domain);
+    if (f->domain[0] && (domains_have(d, f->domain) || domains_have(d, below)))
+        return true;
+    (void)snprintf(what, WHAT_BYTES,
+                   "faults[%" PRIu32 "].domain: no worker is at or below '%s'; set domain in a pool, "
+                   "or name a worker",
+                   i, f->domain);
+    return false;
+}
+
+/* Line of the i-th entry of a list of the file; 0: there is no file, or no such entry. */
+static unsigned line_of(const struct ytree_node *root, const char *name, uint32_t i)
+{
+    const struct ytree_node *list = root ? child(root, SCOPE_STACK, name) : NULL;
+    const struct ytree_node *n = list ? list->first : NULL;
+    while (n && i-- > 0)
+        n = n->next;
+    return n ? n->line : list ? list->line : 0;
+}
+
+static int broken(const char *name, unsigned line, const char *what, char *error)
+{
+    if (line)
+        ytree_error(error, "%.256s:%u: %s", name, line, what);
+    else
+        ytree_error(error, "%.256s: %s", name, what);
+    return WEIR_E_INPUT;
+}
+
+/* All rules; root gives the lines, with pools and faults in the order of the file. */
+static int check_whole(const struct stack *s, const struct ytree_node *root, const char *name,
+                       char *error)
+{
+    char what[WHAT_BYTES];
+    struct domains domains;
+    for (uint32_t i = 0; i < s->n_pools; i++) {
+        if (!pool_sound(s, i, what))
+            return broken(name, line_of(root, "pools", i), what, error);
+    }
+    if (!pools_sound(s, what))
+        return broken(name, line_of(root, "pools", 0), what, error);
+    if (domains_init(&domains, s)) {
+        ytree_error(error, "%.256s: out of memory while checking it", name);
+        return WEIR_E_NOMEM;
+    }
+    int rc = WEIR_OK;
+    for (uint32_t i = 0; i < s->n_faults && rc == WEIR_OK; i++) {
+        if (!fault_sound(s, &domains, i, what))
+            rc = broken(name, line_of(root, "faults", i), what, error);
+    }
+    free(domains.path);
+    return rc;
 }
 
 int stack_check(const struct stack *s, const char *name, char *error)
 {
-    uint64_t workers = 0;
-    int rc = check_pools(s, name, error, &workers);
-    return rc ? rc : check_faults(s, name, error, workers);
+    return check_whole(s, NULL, name, error);
+}
+
+/* ---- whole files ---- */
+
+static int read_top_inner(struct load *l, const struct key *k, const struct ytree_node *n,
+                          void *base, const char *path)
+{
+    if (strcmp(k->name, "pools") == 0)
+        return read_pools(l, n, path);
+    if (strcmp(k->name, "faults") == 0)
+        return read_faults(l, n, path);
+    if (strcmp(k->name, "policy_params") == 0)
+        return read_policy_params(l, n, path);
+    char prefix[PATH_BYTES];
+    (void)snprintf(prefix, sizeof prefix, "%s.", k->name);
+    return read_map(l, SCOPE_STACK, prefix, n, base, path, NULL);
+}
+
+static int load_text(struct load *l, const char *text, size_t len)
+{
+    struct ytree tree;
+    int rc = ytree_parse(&tree, l->name, text, len, l->error);
+    if (rc == WEIR_OK && !tree.root) {
+        ytree_error(l->error, "%s: empty; expected at least pools: [...]", l->name);
+        rc = WEIR_E_INPUT;
+    }
+    if (rc == WEIR_OK)
+        rc = read_map(l, SCOPE_STACK, "", tree.root, l->stack, "", read_top_inner);
+    if (rc == WEIR_OK)
+        rc = check_whole(l->stack, tree.root, l->name, l->error);
+    if (rc == WEIR_OK && sort_faults(l->stack))
+        rc = no_memory(l);
+    ytree_deinit(&tree);
+    return rc;
+}
+
+int stack_load_memory(struct stack *s, const char *name, const char *text, size_t len,
+                      const char *const *profile_dirs, char *error)
+{
+    struct load l = {.stack = s, .name = name, .profile_dirs = profile_dirs, .error = error};
+    error[0] = '\0';
+    start_empty(s);
+    return load_text(&l, text, len);
+}
+
+int stack_load(struct stack *s, const char *path, const char *const *profile_dirs, char *error)
+{
+    struct load l = {
+        .stack = s, .name = path, .path = path, .profile_dirs = profile_dirs, .error = error};
+    char *text = NULL;
+    size_t len = 0;
+    error[0] = '\0';
+    start_empty(s);
+    int rc = ytree_read_file(path, STACK_FILE_MAX_BYTES, &text, &len, error);
+    if (rc == WEIR_OK)
+        rc = load_text(&l, text, len);
+    free(text);
+    return rc;
 }
 
 /* ---- one key from the command line ---- */

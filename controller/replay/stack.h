@@ -76,7 +76,8 @@ WEIR_NODISCARD int stack_load_memory(struct stack *s, const char *name, const ch
  * applied to every pool). Same errors. */
 WEIR_NODISCARD int stack_set(struct stack *s, const char *key, const char *value, char *error);
 
-/* Whole-stack rules that no single key can state (zero workers, prefill without decode ...). */
+/* Whole-stack rules that no single key can state (zero workers, prefill without decode ...). 0,
+ * WEIR_E_INPUT or WEIR_E_NOMEM. stack_load has done it; needed again after stack_set. */
 WEIR_NODISCARD int stack_check(const struct stack *s, const char *name, char *error);
 
 /* Reads a profile (deploy/profiles/NAME.yaml) into step parameters. */

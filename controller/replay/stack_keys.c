@@ -374,8 +374,11 @@ bool nearest_word(const char *words, const char *word, char *out, size_t n)
     unsigned best = UINT32_MAX;
     plain_name(word, plain);
     for (const char *at = words; (at = next_word(at, each));) {
-        unsigned d = edit_distance(plain, each);
-        if (d < best && d <= slip_limit(plain)) {
+        size_t short_of = strlen(plain);
+        bool begins = short_of >= 3 && strncmp(each, plain, short_of) == 0;
+        unsigned d = begins ? 1 : edit_distance(plain, each);
+        if (d <= slip_limit(plain) &&
+            (d < best || (d == best && strncmp(each, out, n) < 0))) { /* any order, same answer */
             best = d;
             (void)snprintf(out, n, "%s", each);
         }

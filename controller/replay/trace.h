@@ -2,8 +2,30 @@
  * fields), mooncake-delta, Azure CSV 2023 and 2024, BurstGPT CSV, weir's own request log (JSONL);
  * plain, gzip or zstd (by content, not by name), several files in turn, "-" is standard input.
  *
- * A trace is streamed: memory is one decompression window, one line, and the unfinished sessions of
- * mooncake-delta. Rows come in file order; arrival times never run back (WEIR_E_INPUT otherwise).
+ * A trace is streamed: memory is one decompression window, one line, and the sessions seen
+ * (40 bytes each; mooncake-delta: and their keys). Rows come in file order; arrival times never run back (WEIR_E_INPUT otherwise).
+ *
+ * Rows of weir's log: {"weir":1,"row":..,"arrival_ms":..,"prompt_tok":..,"output_tok":..,
+ * "max_tokens":..,"priority":..,"session":"..","tenant":"..","delay_ms":..,"key_tok":..,
+ * "keys":["16 hex digits",..],"ttft_ms":..,"e2e_ms":..,"status":".."}; arrival_ms (first turns),
+ * prompt_tok and output_tok are required. Sessions and tenants of 16 hex digits are taken as the hash
+ * itself. A row with status other than "completed" or "ok" and no output counts as failed.
+ *
+ * mooncake-delta: a later row of a session brings only its new input; the prompt is previous prompt +
+ * previous answer + new input. The caller gives every request the uid row+1, so that the blocks of the
+ * previous answer have a name that the next turn can repeat:
+ *
+ *      |--- previous prompt ---|-- previous answer --|---- new input (hash_ids) ----|
+ *      | k0  | k1  | k2  |  G  |  G  |  G  |  G   |  m  |  c  |  c  |  c  |          slots of key_tok
+ *
+ *   slots inside the previous prompt keep their keys; slots that end inside the previous answer are
+ *   request_generated_key(previous uid) (G), as the engine named them; the slot where the new input
+ *   starts chains G and the new ids (m); the others chain the ids that they touch (c). A slot that
+ *   holds the end of the prompt and generated tokens is one G: with key_tok = the engine's block size
+ *   that is exactly the engine's naming; with larger slots up to one slot of the prompt is not reused.
+ *   Input without hash_ids is taken as new content, reused only within its session. All sessions of
+ *   the trace are kept (nothing says that one ended); at TRACE_SESSIONS_MAX or TRACE_SESSION_KEYS_MAX
+ *   a further row is an error, never a silent loss.
  */
 #ifndef WEIR_TRACE_H
 #define WEIR_TRACE_H
@@ -16,23 +38,30 @@
 #include "predictor/units.h"
 
 enum trace_format {
-    TRACE_AUTO, /* by the first line */
+    TRACE_AUTO, /* by the first line; never MOONCAKE_DELTA, which looks like MOONCAKE */
     TRACE_MOONCAKE,
     TRACE_MOONCAKE_DELTA,
-    TRACE_AZURE,   /* 2023 and 2024 have the same columns; time zone suffix optional */
-    TRACE_BURSTGPT,
+    TRACE_AZURE,   /* 2023 and 2024 have the same columns; time zone suffix optional (none: UTC). 0
+                    * GeneratedTokens count as 1: a prefill always yields a token */
+    TRACE_BURSTGPT, /* seconds; rows with 0 Response tokens failed when recorded: trace_failed_rows.
+                     * Columns by name; Session ID and Elapsed time (recorded_e2e_ms) if present */
     TRACE_WEIR,
 };
 
 #define TRACE_LINE_MAX_BYTES (64u << 20)
 #define TRACE_TOKENS_MAX (1u << 27) /* per request, prompt or output */
 #define TRACE_ERROR_BYTES 512
+#define TRACE_SESSIONS_MAX (1u << 24)     /* distinct session ids in one trace */
+#define TRACE_SESSION_KEYS_MAX (1u << 27) /* mooncake-delta: keys kept for all sessions, 1 GiB */
 
 struct trace_options {
     enum trace_format format;
     uint32_t block_tok;  /* tokens that one hash_id covers; 0: 512, Mooncake's */
     uint64_t skip_bad;   /* tolerate (and count) up to this many bad rows */
     uint64_t max_rows;   /* stop after this many; 0: all */
+    uint32_t delta_key_tok; /* mooncake-delta: tokens that one of its keys covers; 0: block_tok. The
+                             * engine's block size makes reuse exact, see below */
+    bool no_fast_path;      /* tests: every JSON row through the general parser */
 };
 
 /* One request. keys points into the trace's own buffer, valid until the next trace_next. */
@@ -70,10 +99,10 @@ WEIR_NODISCARD int trace_next(struct trace *t, struct trace_request *out);
 
 const char *trace_error(const struct trace *t);
 uint64_t trace_bad_rows(const struct trace *t);
+uint64_t trace_failed_rows(const struct trace *t); /* left out: failed when they were recorded */
 enum trace_format trace_format(const struct trace *t); /* as detected */
 
-/* mooncake-delta needs to know the name of the generated blocks of the previous turn: the caller gives
- * every request the uid row+1. */
+/* NULL is fine. */
 void trace_close(struct trace *t);
 
 #endif

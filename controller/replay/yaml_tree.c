@@ -256,6 +256,10 @@ int ytree_parse(struct ytree *t, const char *name, const char *text, size_t len,
         ytree_error(error, "%s: larger than %u MiB; split it", name, STACK_FILE_MAX_BYTES >> 20);
         return WEIR_E_INPUT;
     }
+    if (len >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0) { /* a byte order mark */
+        text += 3;
+        len -= 3;
+    }
     int rc = check_text(name, text, len, error);
     if (rc)
         return rc;
