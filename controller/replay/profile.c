@@ -178,7 +178,7 @@ int profile_find(struct step_params *p, uint64_t *kv_bytes_per_token, uint32_t *
     int rc = profile_load(p, kv_bytes_per_token, gpus, path, inner);
     if (rc)
         ytree_error(error, "%s: %.700s", where, inner);
-    return rc;
+    return rc == WEIR_E_IO ? WEIR_E_INPUT : rc; /* the stack names a file that cannot be read */
 }
 
 /* ---- where profiles are ---- */

@@ -27,7 +27,7 @@ void profile_dirs_init(struct profile_dirs *d);
 
 /* Finds a profile: a path (with a / or ending in .yaml) from the folder of stack_path, a name in
  * profile_dirs (NULL-terminated; NULL: none), and reads it. `where` starts the message. 0,
- * WEIR_E_INPUT, WEIR_E_IO or WEIR_E_NOMEM. */
+ * WEIR_E_INPUT or WEIR_E_NOMEM. */
 WEIR_NODISCARD int profile_find(struct step_params *p, uint64_t *kv_bytes_per_token, uint32_t *gpus,
                                 const char *name, const char *stack_path,
                                 const char *const *profile_dirs, const char *where, char *error);

@@ -775,6 +775,7 @@ static int target_find(const struct stack *s, char *key, const char *whole, stru
     int rc = target_pools(s, &rest, t, error);
     if (rc)
         return rc;
+    bool in_pool = rest != key;
     enum key_scope wanted = SCOPE_COUNT;
     char *last = strrchr(rest, '.');
     char prefix[PATH_BYTES] = "";
@@ -789,8 +790,8 @@ static int target_find(const struct stack *s, char *key, const char *whole, stru
     }
     static const enum key_scope order[] = {SCOPE_STACK, SCOPE_ENGINE, SCOPE_POOL, SCOPE_STEP};
     for (unsigned i = 0; i < 4 && !t->key; i++) {
-        bool pool_only = key != rest && !last && order[i] == SCOPE_STACK;
-        if ((wanted == SCOPE_COUNT || wanted == order[i]) && !pool_only)
+        if ((wanted == SCOPE_COUNT || wanted == order[i]) &&
+            !(in_pool && order[i] == SCOPE_STACK))
             t->key = key_find(order[i], prefix, rest, &t->negated);
     }
     if (!t->key) {

@@ -368,22 +368,28 @@ static unsigned slip_limit(const char *word)
     return 1 + (unsigned)strlen(word) / 3;
 }
 
-bool nearest_word(const char *words, const char *word, char *out, size_t n)
+/* Nearest of words within `limit` edits; a word that begins with what was written counts as one. */
+static bool nearest_within(const char *words, const char *plain, unsigned limit, char *out, size_t n)
 {
-    char plain[WORD_BYTES], each[WORD_BYTES];
+    char each[WORD_BYTES];
     unsigned best = UINT32_MAX;
-    plain_name(word, plain);
+    size_t len = strlen(plain);
     for (const char *at = words; (at = next_word(at, each));) {
-        size_t short_of = strlen(plain);
-        bool begins = short_of >= 3 && strncmp(each, plain, short_of) == 0;
+        bool begins = len >= 3 && strncmp(each, plain, len) == 0;
         unsigned d = begins ? 1 : edit_distance(plain, each);
-        if (d <= slip_limit(plain) &&
-            (d < best || (d == best && strncmp(each, out, n) < 0))) { /* any order, same answer */
-            best = d;
+        if (d <= limit && (d < best || (d == best && strncmp(each, out, n) < 0))) {
+            best = d; /* whatever the order of words, the same answer */
             (void)snprintf(out, n, "%s", each);
         }
     }
     return best != UINT32_MAX;
+}
+
+bool nearest_word(const char *words, const char *word, char *out, size_t n)
+{
+    char plain[WORD_BYTES];
+    plain_name(word, plain);
+    return nearest_within(words, plain, slip_limit(plain), out, n);
 }
 
 /* The same name elsewhere in the file: a key at the wrong level. */
@@ -412,7 +418,9 @@ void key_suggest(enum key_scope scope, const char *prefix, const char *name, cha
                                      own);
     }
     const struct key *other = scope == SCOPE_PROFILE ? NULL : key_elsewhere(plain);
-    if (other) {
+    if (nearest_within(words, plain, 1, near, sizeof near)) {
+        (void)snprintf(out, n, "did you mean %s?", near);
+    } else if (other) {
         const char *at = scope_path(other->scope);
         (void)snprintf(out, n, "it belongs at %s%s%s", at, *at ? "." : "", other->name);
     } else if (nearest_word(words, name, near, sizeof near)) {

@@ -226,7 +226,7 @@ static void put_value(const struct key *k, void *base, unsigned turn)
     char *to = (char *)base + k->offset;
     uint32_t word = (uint32_t)(k->min + 3 + turn <= k->max ? k->min + 3 + turn : k->max);
     uint64_t whole = word;
-    double real = k->max >= 1 ? 0.1 + turn : 0.1 * (turn + 1);
+    double real = k->max > 3 ? 0.1 + turn : 0.125 * (turn + 1);
     int64_t ps = turn == 1 && k->none ? PS_NEVER : INT64_C(123456789012) + turn;
     bool yes = turn == 0;
     uint32_t choices = 1;

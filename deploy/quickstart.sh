@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# quickstart.sh - from a fresh checkout to a first comparison of routing policies.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+step() { printf '\n== %s\n' "$*"; }
+
+step "1/4  dependencies"
+deploy/install-deps.sh
+
+step "2/4  build (log: build/logs/quickstart.log)"
+mkdir -p build/logs
+{
+    cmake --preset release &&
+        cmake --build --preset release --target weir_cli
+} >build/logs/quickstart.log 2>&1 || {
+    tail -n 30 build/logs/quickstart.log >&2
+    echo "quickstart: the build failed" >&2
+    exit 1
+}
+weir=build/release/weir
+"$weir" --version
+
+step "3/4  a synthetic trace: 10 minutes, 12 requests per second"
+trace=build/quickstart.jsonl
+"$weir" gen --rate 12 --minutes 10 --seed 1 >"$trace"
+printf '%s: %d requests\n' "$trace" "$(wc -l <"$trace")"
+
+step "4/4  the trace replayed on 8 workers under 5 routing policies"
+"$weir" replay "$trace" --workers 8 \
+    --policy round_robin,least_loaded,cache_aware,sticky,dynamo_cost
+
+cat <<NEXT
+
+== what to try next
+  $weir replay $trace --workers 4 --policy sticky      fewer workers: when does the SLO break?
+  $weir replay YOUR_TRACE.jsonl --workers 8             your own traffic (Mooncake, Azure, BurstGPT)
+  $weir replay --help                                   stacks, P/D pools, faults, reports
+  $weir policies                                        every policy and where it comes from
+  ls deploy/stacks deploy/profiles                      ready-made systems to replay on
+  tests/run.sh                                          build and pass every test
+NEXT
