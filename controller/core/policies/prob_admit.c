@@ -1,0 +1,86 @@
+/* prob_admit.c - sheds requests at random, ever more of them as the pool saturates; routes the
+ * rest as llmd_blend does.
+ *
+ *   saturation = mean over the candidates of max(waiting / queue_threshold, usage / kv_threshold)
+ *   p          = min(saturation^power * factor, 1)
+ *   a request with priority >= shed_from_priority is refused with probability p
+ *
+ * Source: llm-d router, probabilistic-admitter (baselines 4.1).
+ *
+ * Chosen here: smaller is more urgent in weir, the reverse of llm-d, where requests below 0 may
+ * be shed and 0 may not. By weir's rule only negative priorities are spared; shed_from_priority 1
+ * is llm-d's own border. Only the first leg of a request is shed, never a decode leg. A worker
+ * that never reported counts as idle; llm-d takes telemetry older than 200 ms for saturated, here
+ * it counts as it is.
+ */
+#include "controller/core/policies/policies.h"
+
+enum { POWER = LLMD_BLEND_N_PARAMS, FACTOR, QUEUE_THRESHOLD, KV_THRESHOLD, SHED_FROM, N_PARAMS };
+
+static const struct policy_param params[N_PARAMS] = {
+    LLMD_BLEND_PARAMS,
+    {"power", 5, 1, 16, "exponent of the saturation, a whole number (a fraction is cut off)"},
+    {"factor", 300, 0, 1e9, "factor of the saturation's power"},
+    {"queue_threshold", 5, 0.001, 1e6, "waiting requests at which a worker is saturated"},
+    {"kv_threshold", 0.8, 0.001, 1, "share of the KV cache at which a worker is saturated"},
+    {"shed_from_priority", 0, -1e9, 1e9, "most urgent priority that may be shed"},
+};
+
+struct prob_admit {
+    struct llmd_blend blend;
+    uint32_t power;
+    double factor, queue_threshold, kv_threshold, shed_from;
+};
+
+static int init(void *state, const double *param, uint32_t n_workers)
+{
+    struct prob_admit *s = state;
+    (void)n_workers;
+    llmd_blend_init(&s->blend, param);
+    s->power = (uint32_t)param[POWER];
+    s->factor = param[FACTOR];
+    s->queue_threshold = param[QUEUE_THRESHOLD];
+    s->kv_threshold = param[KV_THRESHOLD];
+    s->shed_from = param[SHED_FROM];
+    return 0;
+}
+
+static double shed_probability(const struct prob_admit *s, const struct policy_view *v,
+                               const struct policy_query *q)
+{
+    double sum = 0, p = s->factor;
+    for (uint32_t i = 0; i < q->n_candidates; i++) {
+        const struct core_telemetry *t = &v->telemetry[q->candidates[i]];
+        double queue = policy_waiting(t) / s->queue_threshold;
+        double kv = policy_kv_usage(t) / s->kv_threshold;
+        sum += queue > kv ? queue : kv;
+    }
+    double saturation = sum / q->n_candidates;
+    for (uint32_t i = 0; i < s->power; i++)
+        p *= saturation;
+    return p;
+}
+
+static uint32_t pick(void *state, const struct policy_view *v, const struct policy_query *q,
+                     struct rng *rng)
+{
+    const struct prob_admit *s = state;
+    if (q->leg != POLICY_DECODE && q->req->priority >= s->shed_from &&
+        rng_unit(rng) < shed_probability(s, v, q))
+        return POLICY_SHED;
+    return llmd_blend_pick(&s->blend, v, q, rng);
+}
+
+const struct policy_ops policy_prob_admit = {
+    .name = "prob_admit",
+    .summary = "sheds at random as the pool saturates, routes like llmd_blend",
+    .source = "llm-d router, probabilistic-admitter",
+    .needs = POLICY_NEEDS(CORE_EV_TELEMETRY),
+    .prefix = POLICY_PREFIX_DISPATCH,
+    .prefix_max_entries = LLMD_BLEND_PREFIX_ENTRIES,
+    .params = params,
+    .n_params = N_PARAMS,
+    .state_bytes = sizeof(struct prob_admit),
+    .init = init,
+    .pick = pick,
+};
