@@ -41,7 +41,8 @@ static struct engine *warm_engine(const struct setup *s, uint64_t *keys, struct 
     engine_config_default(&c, SCHED_VLLM);
     c.block_size = s->block_size;
     c.num_gpu_blocks = s->blocks;
-    struct step_params p = {.form = STEP_LINEAR, .w_ms = 6.4343, .k_ms_per_tok = 5.131e-5, .p_ms_per_tok = 0.019613};
+    struct step_params p = {
+        .form = STEP_LINEAR, .w_ms = 6.4343, .k_ms_per_tok = 5.131e-5, .p_ms_per_tok = 0.019613};
     if (step_model_init(&c.step, &p, &why)) {
         fprintf(stderr, "clone: %s\n", why);
         exit(2);
@@ -52,7 +53,8 @@ static struct engine *warm_engine(const struct setup *s, uint64_t *keys, struct 
     int64_t t = 0;
     uint32_t slot, key_tok = s->block_size, n = 0;
     for (uint32_t i = 0; i < 4096; i++) { /* fills the cache with what is over */
-        struct request_spec q = {.uid = ++n, .prompt_tok = 2048, .output_tok = 2, .max_tokens = 2, .key_tok = key_tok};
+        struct request_spec q = {
+            .uid = ++n, .prompt_tok = 2048, .output_tok = 2, .max_tokens = 2, .key_tok = key_tok};
         q.n_keys = q.prompt_tok / key_tok;
         for (uint32_t k = 0; k < q.n_keys && k < PROMPT_KEYS; k++)
             keys[k] = request_chain_key(k ? keys[k - 1] : 0, k < 4 ? k : rng_u64(rng));
@@ -79,7 +81,8 @@ static struct engine *warm_engine(const struct setup *s, uint64_t *keys, struct 
 
 int main(int argc, char **argv)
 {
-    struct setup s = {.running = 64, .block_size = 16, .blocks = 32768, .iterations = 2000, .ahead_s = 2};
+    struct setup s = {
+        .running = 64, .block_size = 16, .blocks = 32768, .iterations = 2000, .ahead_s = 2};
     int opt;
     while ((opt = getopt(argc, argv, "r:b:n:s:i:")) != -1) {
         switch (opt) {
@@ -89,7 +92,9 @@ int main(int argc, char **argv)
         case 's': s.ahead_s = strtod(optarg, NULL); break;
         case 'i': s.iterations = (uint32_t)strtoul(optarg, NULL, 10); break;
         default:
-            fprintf(stderr, "usage: clone [-r RUNNING] [-b BLOCK_SIZE] [-n BLOCKS] [-s SECONDS_AHEAD] [-i ITERATIONS]\n");
+            fprintf(
+                stderr,
+                "usage: clone [-r RUNNING] [-b BLOCK_SIZE] [-n BLOCKS] [-s SECONDS_AHEAD] [-i ITERATIONS]\n");
             return 2;
         }
     }
@@ -123,12 +128,14 @@ int main(int argc, char **argv)
     engine_get_stats(c, &after);
     qsort(clone, RUNS, sizeof *clone, by_value);
     qsort(both, RUNS, sizeof *both, by_value);
-    printf("worker: %u running, %u of %u blocks of %u tokens in use, full prefix cache; %.1f s ahead = %lu passes\n",
-           load.running, load.kv_used_blocks, load.kv_total_blocks, s.block_size, s.ahead_s,
-           after.passes - before.passes);
-    printf("clone                %8.2f us  (min %.2f, max %.2f of %d runs)\n", clone[RUNS / 2], clone[0],
-           clone[RUNS - 1], RUNS);
-    printf("clone and simulate   %8.2f us  (min %.2f, max %.2f)\n", both[RUNS / 2], both[0], both[RUNS - 1]);
+    printf(
+        "worker: %u running, %u of %u blocks of %u tokens in use, full prefix cache; %.1f s ahead = %lu passes\n",
+        load.running, load.kv_used_blocks, load.kv_total_blocks, s.block_size, s.ahead_s,
+        after.passes - before.passes);
+    printf("clone                %8.2f us  (min %.2f, max %.2f of %d runs)\n", clone[RUNS / 2],
+           clone[0], clone[RUNS - 1], RUNS);
+    printf("clone and simulate   %8.2f us  (min %.2f, max %.2f)\n", both[RUNS / 2], both[0],
+           both[RUNS - 1]);
     engine_free(e);
     engine_free(c);
     return 0;

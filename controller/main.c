@@ -20,8 +20,9 @@ static const struct {
 
 static void usage(FILE *out)
 {
-    fprintf(out, "weir %s: routing and capacity for LLM inference pools, by simulation\n\n"
-                 "usage: weir COMMAND [OPTIONS]\n\n",
+    fprintf(out,
+            "weir %s: routing and capacity for LLM inference pools, by simulation\n\n"
+            "usage: weir COMMAND [OPTIONS]\n\n",
             weir_version());
     for (size_t i = 0; i < N_COMMANDS; i++)
         fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].summary);
@@ -35,7 +36,8 @@ int main(int argc, char **argv)
         printf("weir %s\n", weir_version());
         return 0;
     }
-    if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help"))) {
+    if (argc > 1 &&
+        (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help"))) {
         usage(stdout);
         return 0;
     }

@@ -21,7 +21,7 @@ struct worker {
     int64_t up_since_ps, up_total_ps;
     struct fair_share uplink; /* KV leaves through it; only workers that prefill have one */
     bool has_uplink, touched;
-    int64_t next_ps;   /* key in the heap */
+    int64_t next_ps; /* key in the heap */
     uint32_t heap_pos;
 };
 
@@ -132,10 +132,12 @@ static int init_worker(struct cluster *c, uint32_t i, const struct worker_config
     if (wc->engine.role != ROLE_PREFILL)
         return 0;
     w->has_uplink = true;
-    return fair_share_init(&w->uplink, c->opt.link.bandwidth_gb_s, ps_from_ms(c->opt.link.latency_ms));
+    return fair_share_init(&w->uplink, c->opt.link.bandwidth_gb_s,
+                           ps_from_ms(c->opt.link.latency_ms));
 }
 
-struct cluster *cluster_new(const struct worker_config *workers, uint32_t n, const struct cluster_options *opt)
+struct cluster *cluster_new(const struct worker_config *workers, uint32_t n,
+                            const struct cluster_options *opt)
 {
     struct cluster *c = calloc(1, sizeof *c);
     if (!c)
@@ -193,8 +195,8 @@ int cluster_add_faults(struct cluster *c, const struct fault *faults, uint32_t n
 
 /* ---- events out */
 
-static struct cluster_event *event_new(struct cluster *c, enum cluster_event_kind kind, int64_t at, uint32_t worker,
-                                       uint32_t handle)
+static struct cluster_event *event_new(struct cluster *c, enum cluster_event_kind kind, int64_t at,
+                                       uint32_t worker, uint32_t handle)
 {
     if (c->events_head == c->n_events)
         c->events_head = c->n_events = 0;
@@ -251,8 +253,8 @@ static void collect(struct cluster *c, uint32_t w)
 
 /* ---- requests */
 
-int cluster_submit(struct cluster *c, int64_t now, uint32_t worker, const struct request_spec *s, uint32_t handle,
-                   bool prefill_only)
+int cluster_submit(struct cluster *c, int64_t now, uint32_t worker, const struct request_spec *s,
+                   uint32_t handle, bool prefill_only)
 {
     struct worker *w = &c->workers[worker];
     if (worker >= c->n_workers || w->state != WORKER_UP)
@@ -263,7 +265,8 @@ int cluster_submit(struct cluster *c, int64_t now, uint32_t worker, const struct
         collect(c, worker);
     }
     uint32_t slot;
-    int rc = engine_submit(w->engine, now, s, handle, prefill_only ? ENGINE_PREFILL_ONLY : 0, &slot);
+    int rc =
+        engine_submit(w->engine, now, s, handle, prefill_only ? ENGINE_PREFILL_ONLY : 0, &slot);
     if (rc)
         return rc;
     *leg = (struct leg){.worker = worker, .slot = slot, .live = true};
@@ -281,7 +284,8 @@ static void release_source(struct cluster *c, int64_t now, struct leg *leg)
     touch(c, leg->worker);
 }
 
-static int enter_decode(struct cluster *c, int64_t now, uint32_t handle, uint32_t worker, const struct request_spec *s)
+static int enter_decode(struct cluster *c, int64_t now, uint32_t handle, uint32_t worker,
+                        const struct request_spec *s)
 {
     struct leg *leg = &c->legs[handle];
     uint32_t slot;
@@ -295,7 +299,8 @@ static int enter_decode(struct cluster *c, int64_t now, uint32_t handle, uint32_
     return 0;
 }
 
-int cluster_handoff(struct cluster *c, int64_t now, uint32_t worker, const struct request_spec *s, uint32_t handle)
+int cluster_handoff(struct cluster *c, int64_t now, uint32_t worker, const struct request_spec *s,
+                    uint32_t handle)
 {
     struct leg *leg = leg_of(c, handle);
     if (!leg->live || !leg->held || worker >= c->n_workers || c->workers[worker].state != WORKER_UP)
@@ -309,7 +314,8 @@ int cluster_handoff(struct cluster *c, int64_t now, uint32_t worker, const struc
     leg->moving = true;
     leg->to = worker;
     leg->spec = *s;
-    leg->transfer = fair_share_add(&src->uplink, now, tok * src->config.engine.kv_bytes_per_token, handle);
+    leg->transfer =
+        fair_share_add(&src->uplink, now, tok * src->config.engine.kv_bytes_per_token, handle);
     reschedule(c, leg->worker);
     return 0;
 }
@@ -389,9 +395,7 @@ static void fault_one(struct cluster *c, const struct fault *f, uint32_t i)
 {
     struct worker *w = &c->workers[i];
     switch (f->kind) {
-    case FAULT_DOWN:
-        take_down(c, f->at_ps, i);
-        break;
+    case FAULT_DOWN: take_down(c, f->at_ps, i); break;
     case FAULT_UP:
         if (w->state != WORKER_DOWN)
             break;
@@ -399,12 +403,8 @@ static void fault_one(struct cluster *c, const struct fault *f, uint32_t i)
         w->ready_ps = f->at_ps + w->config.startup_ps;
         reschedule(c, i);
         break;
-    case FAULT_SLOW:
-        engine_set_slow(w->engine, f->factor);
-        break;
-    case FAULT_DRAIN:
-        event_new(c, CLUSTER_EV_WORKER_DRAIN, f->at_ps, i, 0);
-        break;
+    case FAULT_SLOW: engine_set_slow(w->engine, f->factor); break;
+    case FAULT_DRAIN: event_new(c, CLUSTER_EV_WORKER_DRAIN, f->at_ps, i, 0); break;
     }
 }
 

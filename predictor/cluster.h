@@ -57,9 +57,9 @@ struct worker_config {
     struct engine_config engine;
     int64_t startup_ps;
     char domain[CLUSTER_DOMAIN_BYTES]; /* failure-domain path, rack/node/gpu; may be empty */
-    bool starts_up; /* ready at time 0 (else after an UP fault) */
-    uint32_t gpus;  /* for GPU-hours: tp * pp * ... */
-    uint32_t pool;  /* index into the stack's pools */
+    bool starts_up;                    /* ready at time 0 (else after an UP fault) */
+    uint32_t gpus;                     /* for GPU-hours: tp * pp * ... */
+    uint32_t pool;                     /* index into the stack's pools */
 };
 
 struct cluster_options {
@@ -72,7 +72,8 @@ struct cluster_options {
     bool lazy;
     bool first_tokens; /* events wanted */
     /* called for every change of a prefix cache, at_ps = end of the step that made it; NULL: not wanted */
-    void (*on_cache)(void *ctx, uint32_t worker, int64_t at_ps, const struct engine_cache_change *change);
+    void (*on_cache)(void *ctx, uint32_t worker, int64_t at_ps,
+                     const struct engine_cache_change *change);
     void *on_cache_ctx;
     struct hist *itl; /* borrowed; may be NULL */
 };
@@ -98,7 +99,8 @@ struct cluster_event {
 struct cluster;
 
 /* NULL: out of memory or a config that engine_config_check refuses. */
-struct cluster *cluster_new(const struct worker_config *workers, uint32_t n, const struct cluster_options *opt);
+struct cluster *cluster_new(const struct worker_config *workers, uint32_t n,
+                            const struct cluster_options *opt);
 void cluster_free(struct cluster *c);
 
 /* Faults to come, sorted by time; copied. 0 or WEIR_E_NOMEM. */
@@ -106,12 +108,12 @@ WEIR_NODISCARD int cluster_add_faults(struct cluster *c, const struct fault *fau
 
 /* Sends a request to a worker at time now. handle: the caller's number for it, dense. prefill_only: the
  * prefill leg. Errors of engine_submit, or WEIR_E_STATE (worker is down). */
-WEIR_NODISCARD int cluster_submit(struct cluster *c, int64_t now, uint32_t worker, const struct request_spec *s,
-                                  uint32_t handle, bool prefill_only);
+WEIR_NODISCARD int cluster_submit(struct cluster *c, int64_t now, uint32_t worker,
+                                  const struct request_spec *s, uint32_t handle, bool prefill_only);
 
 /* Pulls the KV of handle's finished prefill leg to `worker`, where it then decodes. */
-WEIR_NODISCARD int cluster_handoff(struct cluster *c, int64_t now, uint32_t worker, const struct request_spec *s,
-                                   uint32_t handle);
+WEIR_NODISCARD int cluster_handoff(struct cluster *c, int64_t now, uint32_t worker,
+                                   const struct request_spec *s, uint32_t handle);
 
 /* Stops whatever handle does anywhere. */
 void cluster_cancel(struct cluster *c, int64_t now, uint32_t handle);

@@ -138,10 +138,12 @@ int engine_copy(struct engine *dst, const struct engine *src)
     struct engine old = *dst;
     int rc = kv_copy(&old.kv, &src->kv);
     rc |= deque_copy(&old.waiting, &src->waiting);
-    rc |= copy_into((void **)&old.seqs, &old.seqs_cap, src->seqs, src->seqs_used, sizeof *src->seqs);
+    rc |=
+        copy_into((void **)&old.seqs, &old.seqs_cap, src->seqs, src->seqs_used, sizeof *src->seqs);
     rc |= copy_into((void **)&old.running, &old.running_cap, src->running, src->n_running,
                     sizeof *src->running);
-    rc |= copy_into((void **)&old.batch, &old.batch_cap, src->batch, src->n_batch, sizeof *src->batch);
+    rc |= copy_into((void **)&old.batch, &old.batch_cap, src->batch, src->n_batch,
+                    sizeof *src->batch);
     *dst = *src;
     dst->kv = old.kv;
     dst->waiting = old.waiting;
@@ -215,8 +217,8 @@ bool engine_fits(const struct engine *e, const struct request_spec *s)
 /* Passes in flight whose start is not before `now` do not happen as planned: something came in. */
 static void cut(struct engine *e, int64_t now);
 
-int engine_submit(struct engine *e, int64_t now, const struct request_spec *s, uint32_t handle, unsigned flags,
-                  uint32_t *slot)
+int engine_submit(struct engine *e, int64_t now, const struct request_spec *s, uint32_t handle,
+                  unsigned flags, uint32_t *slot)
 {
     if (!s->prompt_tok || !s->output_tok)
         return WEIR_E_INVALID;
@@ -239,8 +241,8 @@ int engine_submit(struct engine *e, int64_t now, const struct request_spec *s, u
     q->handle = handle;
     q->state = SEQ_WAITING;
     q->flags = (uint8_t)flags;
-    q->extended_keys = (uint64_t)s->n_keys * s->key_tok >= (uint64_t)s->prompt_tok + s->key_tok &&
-                       s->key_tok;
+    q->extended_keys =
+        (uint64_t)s->n_keys * s->key_tok >= (uint64_t)s->prompt_tok + s->key_tok && s->key_tok;
     q->order = e->order++;
     q->last_token_ps = -1;
     q->rec = (struct engine_record){-1, -1, -1, -1, 0, 0, 0, 0};
@@ -448,7 +450,8 @@ static uint64_t passes_until(const struct engine *e, uint64_t max, int64_t until
         n = max;
         if (closed_sum(e, max) > span && span < INT64_MAX / 4) {
             /* d/2 n^2 + (a - d/2) n = span */
-            double a = (double)e->step_a_ps, d = (double)e->step_d_ps, s = (double)(span > 0 ? span : 0);
+            double a = (double)e->step_a_ps, d = (double)e->step_d_ps,
+                   s = (double)(span > 0 ? span : 0);
             double h = a - d / 2, x = d > 0 ? (__builtin_sqrt(h * h + 2 * d * s) - h) / d : s / a;
             n = x < 1 ? 1 : x > (double)max ? max : (uint64_t)x;
             while (n > 1 && closed_sum(e, n - 1) >= span)
@@ -494,8 +497,9 @@ static uint64_t blocks_needed(const struct engine *e, uint64_t n)
 /* How many decode-only passes can be taken without the scheduler having anything to decide; 0: ask it. */
 static uint64_t skippable(const struct engine *e)
 {
-    if (e->stepping || e->tracing || !e->all_decode || !e->n_running || e->c.step.params.spec_gamma ||
-        e->n_running > e->c.max_num_batched_tokens || e->c.scheduler == SCHED_DYNOSIM)
+    if (e->stepping || e->tracing || !e->all_decode || !e->n_running ||
+        e->c.step.params.spec_gamma || e->n_running > e->c.max_num_batched_tokens ||
+        e->c.scheduler == SCHED_DYNOSIM)
         return 0;
     if (e->waiting.n && !(e->waiting_blocked && e->ops->waiting_stays(e)))
         return 0;
@@ -504,7 +508,8 @@ static uint64_t skippable(const struct engine *e)
     for (uint32_t i = 0; i < e->n_running; i++) {
         const struct seq *q = &e->seqs[e->running[i]];
         uint64_t left = q->spec.output_tok - q->out;
-        if (q->extended_keys && e->waiting.n) /* its answer may be what a waiting request starts with */
+        if (q->extended_keys &&
+            e->waiting.n) /* its answer may be what a waiting request starts with */
             return 0;
         if (e->kv.log_on || q->extended_keys) { /* stop where blocks are taken or named */
             uint32_t in_block = q->computed % bs;
@@ -697,7 +702,8 @@ static void end_item(struct engine *e, const struct batch_item *it)
     if (q->state != SEQ_RUNNING)
         return;
     if (before < q->spec.prompt_tok)
-        e->stats.prompt_tok += (q->computed < q->spec.prompt_tok ? q->computed : q->spec.prompt_tok) - before;
+        e->stats.prompt_tok +=
+            (q->computed < q->spec.prompt_tok ? q->computed : q->spec.prompt_tok) - before;
     if (q->aborted) {
         kv_release(&e->kv, &q->hold);
         seq_free(e, it->slot);
@@ -814,8 +820,8 @@ void engine_log_cache(struct engine *e, bool on)
     e->kv.log_on = on;
 }
 
-void engine_drain_cache_log(struct engine *e, void (*fn)(void *ctx, const struct engine_cache_change *),
-                            void *ctx)
+void engine_drain_cache_log(struct engine *e,
+                            void (*fn)(void *ctx, const struct engine_cache_change *), void *ctx)
 {
     struct kv *kv = &e->kv;
     for (uint32_t i = 0; i < kv->log_used; i++) {
@@ -850,7 +856,8 @@ uint32_t engine_step_begin(struct engine *e, int64_t now, const struct engine_ba
     return e->n_batch;
 }
 
-uint32_t engine_step_list(const struct engine *e, enum engine_step_list which, const uint32_t **handles)
+uint32_t engine_step_list(const struct engine *e, enum engine_step_list which,
+                          const uint32_t **handles)
 {
     *handles = e->trace_list[which];
     return e->trace_n[which];

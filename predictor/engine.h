@@ -35,7 +35,8 @@ enum engine_event_kind {
 /* What an engine knows of a request in the end. Times are -1 where it did not happen. */
 struct engine_record {
     int64_t first_admit_ps, first_token_ps, second_token_ps, end_ps;
-    uint32_t reused_tok, reused_all_tok; /* prompt tokens found cached: first admission, all admissions */
+    uint32_t reused_tok,
+        reused_all_tok; /* prompt tokens found cached: first admission, all admissions */
     uint32_t preemptions, output_tok;
 };
 
@@ -48,7 +49,8 @@ struct engine_event {
 
 enum engine_submit_flags {
     ENGINE_PREFILL_ONLY = 1, /* stop when the prompt's KV is there */
-    ENGINE_REMOTE_KV = 2,    /* the prompt's KV arrives with the request: only its last token is computed here */
+    ENGINE_REMOTE_KV =
+        2, /* the prompt's KV arrives with the request: only its last token is computed here */
 };
 
 struct engine_load {
@@ -82,8 +84,8 @@ void engine_set_slow(struct engine *e, double factor);
 /* As of time now. 0 and *slot, or WEIR_E_TOO_LARGE (can never fit: prompt + output, in blocks or against
  * max_model_len), WEIR_E_INVALID (zero prompt or output). s is copied, its keys are borrowed until the
  * slot is gone. */
-WEIR_NODISCARD int engine_submit(struct engine *e, int64_t now, const struct request_spec *s, uint32_t handle,
-                                 unsigned flags, uint32_t *slot);
+WEIR_NODISCARD int engine_submit(struct engine *e, int64_t now, const struct request_spec *s,
+                                 uint32_t handle, unsigned flags, uint32_t *slot);
 
 /* Whether engine_submit would refuse s as too large. */
 bool engine_fits(const struct engine *e, const struct request_spec *s);
@@ -95,7 +97,8 @@ void engine_abort(struct engine *e, int64_t now, uint32_t slot);
 void engine_release(struct engine *e, int64_t now, uint32_t slot);
 
 /* The worker died: all requests and all KV are gone, without events. lost(ctx, handle) is called for each. */
-void engine_kill(struct engine *e, int64_t now, void (*lost)(void *ctx, uint32_t handle), void *ctx);
+void engine_kill(struct engine *e, int64_t now, void (*lost)(void *ctx, uint32_t handle),
+                 void *ctx);
 
 void engine_run(struct engine *e, int64_t until);
 /* horizon: no need to plan beyond it (PS_NEVER: none). */
@@ -120,8 +123,8 @@ struct engine_cache_change {
     const uint64_t *names;
 };
 void engine_log_cache(struct engine *e, bool on);
-void engine_drain_cache_log(struct engine *e, void (*fn)(void *ctx, const struct engine_cache_change *),
-                            void *ctx);
+void engine_drain_cache_log(struct engine *e,
+                            void (*fn)(void *ctx, const struct engine_cache_change *), void *ctx);
 
 /* ---- for step-by-step parity checks: the scheduler alone, without time */
 struct engine_batch_item {
@@ -131,7 +134,8 @@ struct engine_batch_item {
 uint32_t engine_step_begin(struct engine *e, int64_t now, const struct engine_batch_item **batch);
 /* Handles preempted, newly admitted and resumed by the last engine_step_begin, in order. */
 enum engine_step_list { STEP_PREEMPTED, STEP_NEW, STEP_RESUMED };
-uint32_t engine_step_list(const struct engine *e, enum engine_step_list which, const uint32_t **handles);
+uint32_t engine_step_list(const struct engine *e, enum engine_step_list which,
+                          const uint32_t **handles);
 void engine_step_end(struct engine *e, int64_t now);
 uint32_t engine_free_blocks(const struct engine *e);
 

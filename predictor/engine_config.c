@@ -72,18 +72,13 @@ void engine_config_default(struct engine_config *c, enum sched_kind kind)
     c->dp_size = 1;
 
     switch (kind) {
-    case SCHED_VLLM:
-        break;
+    case SCHED_VLLM: break;
     case SCHED_SGLANG:
         c->block_size = 1;
         c->num_gpu_blocks = 16384 * 16; /* the same tokens as the others have: pages of one token */
         break;
-    case SCHED_TRTLLM:
-        c->block_size = 32;
-        break;
-    case SCHED_DYNOSIM:
-        c->block_size = 64;
-        break;
+    case SCHED_TRTLLM: c->block_size = 32; break;
+    case SCHED_DYNOSIM: c->block_size = 64; break;
     }
 }
 
@@ -94,7 +89,10 @@ struct u32_rule {
     const char *why;
 };
 
-#define RULE(field, lo, hi, text) {offsetof(struct engine_config, field), (lo), (hi), text}
+#define RULE(field, lo, hi, text)                                                                  \
+    {                                                                                              \
+        offsetof(struct engine_config, field), (lo), (hi), text                                    \
+    }
 
 static const struct u32_rule u32_rules[] = {
     RULE(block_size, 1, ENGINE_MAX_BLOCK_SIZE, "block_size must be 1..65536 tokens"),
@@ -122,10 +120,8 @@ struct double_rule {
 static const struct double_rule double_rules[] = {
     RULE(schedule_conservativeness, 0.0, ENGINE_MAX_CONSERVATIVENESS,
          "schedule_conservativeness must be 0..100"),
-    RULE(h2d_bandwidth_gb_s, 0.0, ENGINE_MAX_GB_S,
-         "h2d_bandwidth_gb_s must be 0 (no limit)..1e6"),
-    RULE(d2h_bandwidth_gb_s, 0.0, ENGINE_MAX_GB_S,
-         "d2h_bandwidth_gb_s must be 0 (no limit)..1e6"),
+    RULE(h2d_bandwidth_gb_s, 0.0, ENGINE_MAX_GB_S, "h2d_bandwidth_gb_s must be 0 (no limit)..1e6"),
+    RULE(d2h_bandwidth_gb_s, 0.0, ENGINE_MAX_GB_S, "d2h_bandwidth_gb_s must be 0 (no limit)..1e6"),
     RULE(shared_first_byte_ms, 0.0, ENGINE_MAX_FIRST_BYTE_MS,
          "shared_first_byte_ms must be 0..3.6e6"),
     RULE(shared_read_gb_s, 0.0, ENGINE_MAX_GB_S, "shared_read_gb_s must be 0 (no limit)..1e6"),

@@ -20,11 +20,11 @@ enum dynosim_version { DYNOSIM_1_4_2, DYNOSIM_1_6_1 };
 
 #define ENGINE_MAX_BLOCKS (UINT32_C(1) << 28)
 #define ENGINE_MAX_SEQS 65536u
-#define ENGINE_MAX_BLOCK_SIZE 65536u                /* tokens */
-#define ENGINE_MAX_TOKENS (UINT32_C(1) << 28)       /* every token limit below */
+#define ENGINE_MAX_BLOCK_SIZE 65536u          /* tokens */
+#define ENGINE_MAX_TOKENS (UINT32_C(1) << 28) /* every token limit below */
 #define ENGINE_MAX_DP 1024u
-#define ENGINE_MAX_GB_S 1e6                         /* every bandwidth */
-#define ENGINE_MAX_KV_BYTES (UINT64_C(1) << 30)     /* per token */
+#define ENGINE_MAX_GB_S 1e6                     /* every bandwidth */
+#define ENGINE_MAX_KV_BYTES (UINT64_C(1) << 30) /* per token */
 #define ENGINE_MAX_CONSERVATIVENESS 100.0
 #define ENGINE_MAX_FIRST_BYTE_MS 3.6e6
 
@@ -34,11 +34,11 @@ struct engine_config {
     enum worker_role role;
     struct step_model step;
 
-    uint32_t block_size;             /* tokens; sglang: page size */
-    uint32_t num_gpu_blocks;         /* as the engine reports it, null block included (vllm) */
+    uint32_t block_size;     /* tokens; sglang: page size */
+    uint32_t num_gpu_blocks; /* as the engine reports it, null block included (vllm) */
     uint32_t max_num_seqs;
-    uint32_t max_num_batched_tokens; /* sglang: chunked_prefill_size plays this part */
-    uint32_t max_model_len;          /* 0: unlimited */
+    uint32_t max_num_batched_tokens;       /* sglang: chunked_prefill_size plays this part */
+    uint32_t max_model_len;                /* 0: unlimited */
     uint32_t long_prefill_token_threshold; /* 0: off */
     bool enable_prefix_caching;
     bool enable_chunked_prefill;
@@ -60,7 +60,8 @@ struct engine_config {
     double shared_first_byte_ms, shared_read_gb_s, shared_write_gb_s;
 
     uint64_t kv_bytes_per_token; /* for transfers and tiers; 0: transfers take no time */
-    uint32_t dp_size;            /* attention data-parallel ranks behind one worker, with a barrier; 1 = none */
+    uint32_t
+        dp_size; /* attention data-parallel ranks behind one worker, with a barrier; 1 = none */
 };
 
 /* Defaults of the engine named by kind (vLLM 0.32, SGLang, TensorRT-LLM, DynoSim: engine-model.md 1.2,

@@ -15,11 +15,11 @@ struct seq {
     uint8_t state; /* enum seq_state */
     uint8_t flags; /* enum engine_submit_flags */
     bool preempted_before, aborted, extended_keys;
-    uint32_t out;      /* tokens generated */
-    uint32_t computed; /* tokens whose KV is there (as of the last finished pass) */
-    uint32_t sched;    /* tokens in the running pass */
+    uint32_t out;        /* tokens generated */
+    uint32_t computed;   /* tokens whose KV is there (as of the last finished pass) */
+    uint32_t sched;      /* tokens in the running pass */
     uint32_t cached_tok; /* found at this admission */
-    uint64_t order;    /* order of arrival at this engine */
+    uint64_t order;      /* order of arrival at this engine */
     int64_t last_token_ps;
     struct engine_record rec;
     uint32_t next_free;
@@ -67,14 +67,16 @@ struct engine {
     struct batch_item *batch;
     uint32_t n_batch, batch_cap;
     bool in_pass, skipping;
-    int64_t start_ps, end_ps, first_token_ps; /* first tokens of prompts come then (== end_ps unless dynosim 1.6.1) */
-    uint64_t steps;                           /* skipping: how many */
-    int64_t step_a_ps, step_d_ps;             /* skipping with a closed form: pass i takes a + i*d */
+    int64_t start_ps, end_ps,
+        first_token_ps; /* first tokens of prompts come then (== end_ps unless dynosim 1.6.1) */
+    uint64_t steps;     /* skipping: how many */
+    int64_t step_a_ps, step_d_ps; /* skipping with a closed form: pass i takes a + i*d */
     bool closed_form;
 
-    bool ready;     /* at a boundary: something may have changed since the last scheduling */
-    bool waiting_blocked; /* set by schedule(): what waits cannot enter until something comes or goes */
-    bool all_decode; /* every running request has only its last token to compute */
+    bool ready; /* at a boundary: something may have changed since the last scheduling */
+    bool
+        waiting_blocked; /* set by schedule(): what waits cannot enter until something comes or goes */
+    bool all_decode;     /* every running request has only its last token to compute */
 
     /* schedulers' own state */
     uint64_t sgl_decay_steps; /* sglang: steps since the ratio was reset */

@@ -24,7 +24,8 @@ void hist_add(struct hist *h, int64_t value_ps, uint64_t count);
 /* The values first, first + step, ... (n of them): a decode segment's token gaps, in time
  * proportional to the buckets it spans, not to n. first >= 0; step may be 0 or positive. `weight` adds each value
  * that many times (requests in the batch). Same result as n calls of hist_add. */
-void hist_add_series(struct hist *h, int64_t first_ps, int64_t step_ps, uint64_t n, uint64_t weight);
+void hist_add_series(struct hist *h, int64_t first_ps, int64_t step_ps, uint64_t n,
+                     uint64_t weight);
 
 void hist_merge(struct hist *into, const struct hist *from);
 

@@ -240,8 +240,9 @@ static void split_group(struct kv *kv, uint64_t key, uint32_t start, uint32_t m)
 }
 
 /* First depth >= from, at most lim, at which s and run r differ. */
-static uint32_t common_end(const struct kv *kv, const struct kv_run *r, const struct request_spec *s,
-                           uint32_t keyed, uint32_t from, uint32_t lim)
+static uint32_t common_end(const struct kv *kv, const struct kv_run *r,
+                           const struct request_spec *s, uint32_t keyed, uint32_t from,
+                           uint32_t lim)
 {
     if (lim > run_end(r))
         lim = run_end(r);
@@ -279,8 +280,8 @@ static bool reaches_beyond(const struct kv *kv, uint32_t i, uint32_t m)
 }
 
 /* The oldest run that starts at depth and agrees with s there; *end is how far it does, at most lim. */
-static uint32_t matching_copy(const struct kv *kv, const struct request_spec *s, uint32_t keyed, uint32_t depth,
-                              uint32_t lim, uint32_t *end)
+static uint32_t matching_copy(const struct kv *kv, const struct request_spec *s, uint32_t keyed,
+                              uint32_t depth, uint32_t lim, uint32_t *end)
 {
     uint32_t i = find(kv, block_name(kv, s, keyed, depth), depth);
     while (i != KV_NONE && (*end = common_end(kv, &kv->runs[i], s, keyed, depth, lim)) == depth)
@@ -288,7 +289,8 @@ static uint32_t matching_copy(const struct kv *kv, const struct request_spec *s,
     return i;
 }
 
-static void log_change(struct kv *kv, bool stored, const struct kv_run *r, uint32_t from, uint32_t to)
+static void log_change(struct kv *kv, bool stored, const struct kv_run *r, uint32_t from,
+                       uint32_t to)
 {
     if (from >= to)
         return;
@@ -376,15 +378,14 @@ int kv_copy(struct kv *dst, const struct kv *src)
     struct kv old = *dst;
     uint32_t buckets_cap = old.buckets ? old.bucket_mask + 1 : 0;
     uint32_t n_buckets = src->buckets ? src->bucket_mask + 1 : 0;
-    bool bad =
-        copy_array((void **)&old.runs, &old.runs_cap, src->runs, src->runs_used,
-                   sizeof *src->runs) ||
-        copy_array((void **)&old.pieces, &old.pieces_cap, src->pieces, src->pieces_used,
-                   sizeof *src->pieces) ||
-        copy_array((void **)&old.keys, &old.keys_cap, src->keys, src->keys_used,
-                   sizeof *src->keys) ||
-        copy_array((void **)&old.buckets, &buckets_cap, src->buckets, n_buckets,
-                   sizeof *src->buckets);
+    bool bad = copy_array((void **)&old.runs, &old.runs_cap, src->runs, src->runs_used,
+                          sizeof *src->runs) ||
+               copy_array((void **)&old.pieces, &old.pieces_cap, src->pieces, src->pieces_used,
+                          sizeof *src->pieces) ||
+               copy_array((void **)&old.keys, &old.keys_cap, src->keys, src->keys_used,
+                          sizeof *src->keys) ||
+               copy_array((void **)&old.buckets, &buckets_cap, src->buckets, n_buckets,
+                          sizeof *src->buckets);
     *dst = *src;
     dst->runs = old.runs;
     dst->runs_cap = old.runs_cap;
@@ -484,8 +485,8 @@ void kv_take(struct kv *kv, struct kv_hold *hold, uint32_t n)
 }
 
 /* Whether the deepest run of hold may simply grow by blocks of the given kind. */
-static bool can_extend(const struct kv *kv, const struct kv_hold *hold, uint32_t from, uint32_t key_tok,
-                       uint64_t name)
+static bool can_extend(const struct kv *kv, const struct kv_hold *hold, uint32_t from,
+                       uint32_t key_tok, uint64_t name)
 {
     if (hold->tail == KV_NONE)
         return false;
@@ -512,8 +513,8 @@ static void extend_run(struct kv *kv, uint32_t i, const struct request_spec *s, 
     }
 }
 
-static void add_run(struct kv *kv, struct kv_hold *hold, const struct request_spec *s, uint32_t key_tok,
-                    uint64_t name, uint32_t from, uint32_t to)
+static void add_run(struct kv *kv, struct kv_hold *hold, const struct request_spec *s,
+                    uint32_t key_tok, uint64_t name, uint32_t from, uint32_t to)
 {
     uint32_t i = run_new(kv);
     struct kv_run *r = &kv->runs[i];
@@ -595,7 +596,8 @@ void kv_name(struct kv *kv, const struct request_spec *s, struct kv_hold *hold, 
     name_blocks(kv, s, hold, named, false);
 }
 
-void kv_name_shared(struct kv *kv, const struct request_spec *s, struct kv_hold *hold, uint32_t named)
+void kv_name_shared(struct kv *kv, const struct request_spec *s, struct kv_hold *hold,
+                    uint32_t named)
 {
     name_blocks(kv, s, hold, named, true);
 }

@@ -33,7 +33,7 @@
 
 /* A run of blocks [start, start + len). */
 struct kv_run {
-    uint64_t key0;       /* name of block `start`; hashed with start */
+    uint64_t key0; /* name of block `start`; hashed with start */
     uint32_t start, len;
     uint32_t ref;        /* requests that hold it */
     uint32_t prev, next; /* eviction list, when ref == 0 */
@@ -41,9 +41,9 @@ struct kv_run {
     uint32_t upper;      /* the run split off above this one (see kv_release) */
     uint32_t key_off;    /* its names in the key pool: one per key the blocks span */
     uint32_t n_keys;
-    uint32_t key_tok;    /* tokens a name covers; 0: generated blocks, one name for all */
-    uint32_t key_class;  /* size class in the key pool */
-    uint32_t uses;       /* lfu: times it was found or made */
+    uint32_t key_tok;   /* tokens a name covers; 0: generated blocks, one name for all */
+    uint32_t key_class; /* size class in the key pool */
+    uint32_t uses;      /* lfu: times it was found or made */
 };
 
 /* One link of a request's path, deepest first. */
@@ -84,7 +84,8 @@ struct kv {
     uint32_t keys_used, keys_cap;
     uint32_t key_free[28];
 
-    uint32_t head[32], tail[32]; /* eviction lists, head goes first: lru uses one, lfu one per log2(uses) */
+    uint32_t head[32],
+        tail[32]; /* eviction lists, head goes first: lru uses one, lfu one per log2(uses) */
 
     bool log_on;
     struct kv_log_entry *log;
@@ -110,8 +111,9 @@ void kv_hold_init(struct kv_hold *h);
 
 /* What a lookup found. */
 struct kv_match {
-    uint32_t blocks;      /* leading blocks that are cached */
-    uint32_t free_blocks; /* of these, in the eviction list now (taking them costs a free block each) */
+    uint32_t blocks; /* leading blocks that are cached */
+    uint32_t
+        free_blocks; /* of these, in the eviction list now (taking them costs a free block each) */
 };
 
 /* Longest chain of cached blocks at the head of s, at most max_blocks. Changes nothing. */
@@ -129,7 +131,8 @@ void kv_name(struct kv *kv, const struct request_spec *s, struct kv_hold *hold, 
 
 /* The peer simulator's cache (dynosim, sglang's radix tree): a block that is named already is shared instead of
  * kept twice; the copy goes back to the free blocks. */
-void kv_name_shared(struct kv *kv, const struct request_spec *s, struct kv_hold *hold, uint32_t named);
+void kv_name_shared(struct kv *kv, const struct request_spec *s, struct kv_hold *hold,
+                    uint32_t named);
 
 /* Gives everything back, tail first. */
 void kv_release(struct kv *kv, struct kv_hold *hold);

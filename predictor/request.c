@@ -14,5 +14,6 @@ uint64_t request_chain_key(uint64_t parent, uint64_t id)
 
 uint64_t request_generated_key(uint64_t uid)
 {
-    return request_chain_key(UINT64_C(0x67656e6572617465), uid); /* a parent that no chain starts from */
+    return request_chain_key(UINT64_C(0x67656e6572617465),
+                             uid); /* a parent that no chain starts from */
 }

@@ -14,12 +14,12 @@
 #include <stdint.h>
 
 struct request_spec {
-    uint64_t uid;        /* unique in one simulation; also the name of generated blocks */
-    uint32_t prompt_tok; /* >= 1 */
-    uint32_t output_tok; /* >= 1: what the request will really generate (the plant's secret) */
-    uint32_t max_tokens; /* caller's limit, >= output_tok; schedulers that reserve use this one */
-    int32_t priority;    /* smaller runs first under the priority policy (vLLM's meaning) */
-    int64_t arrival_ps;  /* ranks equal priorities */
+    uint64_t uid;         /* unique in one simulation; also the name of generated blocks */
+    uint32_t prompt_tok;  /* >= 1 */
+    uint32_t output_tok;  /* >= 1: what the request will really generate (the plant's secret) */
+    uint32_t max_tokens;  /* caller's limit, >= output_tok; schedulers that reserve use this one */
+    int32_t priority;     /* smaller runs first under the priority policy (vLLM's meaning) */
+    int64_t arrival_ps;   /* ranks equal priorities */
     const uint64_t *keys; /* borrowed until the request has left the engine; NULL if n_keys is 0 */
     uint32_t n_keys;
     uint32_t key_tok; /* tokens a key covers; 0 only if n_keys is 0 */

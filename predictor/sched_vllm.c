@@ -73,7 +73,7 @@ static uint32_t chunk(uint32_t left, uint32_t cap, uint32_t budget)
 static bool schedule_running(struct engine *e, uint32_t *budget, uint32_t cap)
 {
     bool preempted = false;
-    for (uint32_t i = 0; i < e->n_running && *budget > 0; i++) {
+    for (uint32_t i = 0; i<e->n_running && * budget> 0; i++) {
         uint32_t slot = e->running[i];
         struct seq *q = &e->seqs[slot];
         uint32_t n = chunk(seq_tokens(q) - q->computed, cap, *budget);

@@ -15,27 +15,30 @@
 /* What one iteration works on. Decode requests feed one token each (times gamma+1 when
  * speculating); prefill chunks feed n_i tokens on c_i already computed ones. */
 struct step_batch {
-    uint32_t decode_reqs;    /* B: requests that generate in this step */
-    uint64_t decode_ctx_tok; /* K: sum of their context lengths (KV tokens read) */
-    uint32_t prefill_reqs;   /* chunks in the batch */
-    uint64_t prefill_tok;    /* sum n_i */
-    uint64_t prefill_ctx_tok;/* sum c_i: tokens before each chunk (cached or computed earlier) */
-    uint64_t prefill_attn;   /* sum over chunks of n_i*c_i + n_i*n_i/2, in token^2, doubled: 2*n*c + n*n */
-    uint64_t active_kv_tok;  /* polynomial form: KV tokens in use (whole blocks or logical: caller's choice) */
-    uint64_t total_kv_tok;   /* capacity in tokens */
+    uint32_t decode_reqs;     /* B: requests that generate in this step */
+    uint64_t decode_ctx_tok;  /* K: sum of their context lengths (KV tokens read) */
+    uint32_t prefill_reqs;    /* chunks in the batch */
+    uint64_t prefill_tok;     /* sum n_i */
+    uint64_t prefill_ctx_tok; /* sum c_i: tokens before each chunk (cached or computed earlier) */
+    uint64_t
+        prefill_attn; /* sum over chunks of n_i*c_i + n_i*n_i/2, in token^2, doubled: 2*n*c + n*n */
+    uint64_t
+        active_kv_tok; /* polynomial form: KV tokens in use (whole blocks or logical: caller's choice) */
+    uint64_t total_kv_tok; /* capacity in tokens */
 };
 
 enum step_form { STEP_LINEAR, STEP_TABLE, STEP_FIXED, STEP_POLYNOMIAL };
 
-#define STEP_TABLE_MAX 64    /* points per axis of a table */
-#define STEP_SPEC_MAX 16     /* speculative tokens per step */
+#define STEP_TABLE_MAX 64 /* points per axis of a table */
+#define STEP_SPEC_MAX 16  /* speculative tokens per step */
 
 /* Coefficients as users write them (milliseconds, tokens). Zero-initialise, fill, step_model_init. */
 struct step_params {
     enum step_form form;
     /* linear: T = W + d0*B + k*K + p*sum(n) + q*sum(n*(c + n/2)); DESIGN 4, engine-model.md 3.1 */
     double w_ms, d0_ms_per_req, k_ms_per_tok, p_ms_per_tok, q_ms_per_tok2;
-    double prefill_floor_ms; /* prefill work shorter than this is hidden under W (memory bound); 0 off */
+    double
+        prefill_floor_ms; /* prefill work shorter than this is hidden under W (memory bound); 0 off */
     /* MoE: W grows from w_ms*(1-moe_share) by the active experts 1-(1-k/N)^tokens; 0 experts = off */
     uint32_t moe_experts, moe_active;
     double moe_w_share; /* share of w_ms that is expert weights, 0..1 */
@@ -59,24 +62,27 @@ struct step_params {
 /* Ready-to-run form: integers in ps. Plain data: copy freely, no pointers to own. */
 struct step_model {
     enum step_form form;
-    bool additive;     /* prefill and decode parts are added (polynomial, table, fixed) */
-    bool linear_decode;/* decode time is A + k*K exactly: segments have a closed form */
-    int64_t w_ps, d0_ps, k_ps;      /* linear; per step, per request, per KV token */
-    int64_t p_fs, q_as2;            /* linear: p in 2^-10 ps per token, q in 2^-20 ps per token^2 (of 2*n*c+n*n halves) */
-    struct step_params params;      /* the source, for the other forms and for printing */
+    bool additive;             /* prefill and decode parts are added (polynomial, table, fixed) */
+    bool linear_decode;        /* decode time is A + k*K exactly: segments have a closed form */
+    int64_t w_ps, d0_ps, k_ps; /* linear; per step, per request, per KV token */
+    int64_t p_fs,
+        q_as2; /* linear: p in 2^-10 ps per token, q in 2^-20 ps per token^2 (of 2*n*c+n*n halves) */
+    struct step_params params; /* the source, for the other forms and for printing */
 };
 
 /* Checks and converts. Returns 0 or WEIR_E_INVALID (negative or not finite coefficient, table axis
  * not strictly increasing, accept outside 0..1, more than the named limits); *why then says which
  * (static text). A negative k, p or q from a fit that did not identify it must be clamped by the
  * caller. */
-WEIR_NODISCARD int step_model_init(struct step_model *m, const struct step_params *p, const char **why);
+WEIR_NODISCARD int step_model_init(struct step_model *m, const struct step_params *p,
+                                   const char **why);
 
 /* Time of one iteration, ps, >= 1 for a batch that is not empty; 0 for an empty one. */
 int64_t step_time_ps(const struct step_model *m, const struct step_batch *b);
 
 /* The two parts of an additive form (engine-model.md 1.3: pass time = prefill + decode). */
-int64_t step_prefill_ps(const struct step_model *m, uint32_t reqs, uint64_t new_tok, uint64_t ctx_tok);
+int64_t step_prefill_ps(const struct step_model *m, uint32_t reqs, uint64_t new_tok,
+                        uint64_t ctx_tok);
 int64_t step_decode_ps(const struct step_model *m, uint32_t reqs, uint64_t active_kv_tok,
                        uint64_t ctx_tok, uint64_t total_kv_tok);
 

@@ -183,7 +183,8 @@ static void compare_u32(struct parity_case *p, char *const *row, const char *wha
 }
 
 /* As a set: the engine lists finishes in its own order. */
-static void compare_set(struct parity_case *p, char *const *row, const char *what, const char *model)
+static void compare_set(struct parity_case *p, char *const *row, const char *what,
+                        const char *model)
 {
     const char *engine = col(p, row, what);
     size_t a = 0, b = 0;
@@ -292,7 +293,8 @@ static void check_step(struct parity_case *p, char *const *row)
         compare_u32(p, row, "wait", load.waiting);
     abort_requests(p, aborted, t0, true);
     buf[0] = 0;
-    for (uint32_t i = 0; i < n; i++) { /* the engine reports a late abort that was in the batch as finished */
+    for (uint32_t i = 0; i < n;
+         i++) { /* the engine reports a late abort that was in the batch as finished */
         if (p->recs[batch[i].handle].late)
             append(buf, sizeof buf, *buf ? " %u" : "%u", batch[i].handle, 0, 0);
     }

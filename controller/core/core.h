@@ -25,7 +25,7 @@
 struct core_request {
     uint32_t prompt_tok;
     uint32_t max_tokens; /* 0: unknown */
-    int32_t priority;    /* smaller is more urgent; < 0 never shed by admitters that spare priority */
+    int32_t priority; /* smaller is more urgent; < 0 never shed by admitters that spare priority */
     uint64_t session, tenant; /* 0: none */
     const uint64_t *keys;     /* chained prefix keys, request.h */
     uint32_t n_keys, key_tok;
@@ -53,10 +53,10 @@ enum core_event_kind {
     CORE_EV_FIRST_TOKEN,  /* request, worker */
     CORE_EV_PROGRESS,     /* request, n = tokens streamed so far (only if core_needs() asks) */
     CORE_EV_DONE,         /* request, n = output tokens */
-    CORE_EV_FAILED,       /* request lost on worker (worker died, connection cut); partial: client already got bytes */
-    CORE_EV_CANCELLED,    /* the client went away */
-    CORE_EV_WORKER_UP,    /* worker may take requests (again); role and config as given at core_new */
-    CORE_EV_WORKER_DOWN,  /* its requests come back as CORE_EV_FAILED, one by one, before or after */
+    CORE_EV_FAILED, /* request lost on worker (worker died, connection cut); partial: client already got bytes */
+    CORE_EV_CANCELLED, /* the client went away */
+    CORE_EV_WORKER_UP, /* worker may take requests (again); role and config as given at core_new */
+    CORE_EV_WORKER_DOWN, /* its requests come back as CORE_EV_FAILED, one by one, before or after */
     CORE_EV_WORKER_DRAIN, /* no new requests; running ones end */
     CORE_EV_TELEMETRY,    /* worker, telemetry */
     CORE_EV_CACHE,        /* worker, cache */
@@ -65,7 +65,7 @@ enum core_event_kind {
 
 struct core_event {
     enum core_event_kind kind;
-    int64_t now_ps; /* never runs back */
+    int64_t now_ps;   /* never runs back */
     uint32_t request; /* caller's handle, dense and reused after the request is over */
     uint32_t worker;
     uint32_t n;
@@ -79,14 +79,14 @@ struct core_event {
 
 enum core_reason {
     CORE_REASON_NONE,
-    CORE_REASON_QUEUE_FULL,    /* 429 */
-    CORE_REASON_SATURATED,     /* 429: the policy shed it */
-    CORE_REASON_SLO,           /* 429: its deadline cannot be met */
-    CORE_REASON_NO_WORKER,     /* 503: no worker is up for this role */
-    CORE_REASON_TOO_LARGE,     /* 400: larger than any worker */
-    CORE_REASON_RETRIES,       /* 502: lost, and the retry budget is used up */
-    CORE_REASON_PARTIAL,       /* lost after it was partly answered */
-    CORE_REASON_TIMEOUT,       /* 504: held longer than the queue's limit */
+    CORE_REASON_QUEUE_FULL, /* 429 */
+    CORE_REASON_SATURATED,  /* 429: the policy shed it */
+    CORE_REASON_SLO,        /* 429: its deadline cannot be met */
+    CORE_REASON_NO_WORKER,  /* 503: no worker is up for this role */
+    CORE_REASON_TOO_LARGE,  /* 400: larger than any worker */
+    CORE_REASON_RETRIES,    /* 502: lost, and the retry budget is used up */
+    CORE_REASON_PARTIAL,    /* lost after it was partly answered */
+    CORE_REASON_TIMEOUT,    /* 504: held longer than the queue's limit */
     CORE_REASON_COUNT
 };
 
@@ -105,7 +105,8 @@ struct core_command {
     enum core_reason reason;
     int64_t retry_after_ps; /* a duration; PS_NEVER unknown */
     uint32_t attempt;       /* 0 first try */
-    double overlap_tok;     /* prompt tokens the policy believes are cached on worker; -1: it does not say */
+    double
+        overlap_tok; /* prompt tokens the policy believes are cached on worker; -1: it does not say */
 };
 
 struct core_worker_config {
@@ -115,7 +116,7 @@ struct core_worker_config {
 };
 
 struct core_config {
-    const char *policy;   /* a name from core_policies[] */
+    const char *policy; /* a name from core_policies[] */
     uint64_t seed;
     uint32_t n_workers;
     const struct core_worker_config *workers; /* copied */
@@ -123,10 +124,11 @@ struct core_config {
     int64_t queue_timeout_ps;
     uint32_t max_inflight_per_worker; /* hold back above this many; 0: dispatch at once */
     uint32_t max_retries;
-    bool retry_partial;      /* retry even when partly answered */
-    bool destination_first;  /* SGLang-style: decode worker chosen before prefill starts */
-    uint32_t max_requests;   /* live requests; at the limit: CORE_REASON_QUEUE_FULL */
-    const double *policy_param; /* values for the policy's knobs, in the order of its table; NULL: defaults */
+    bool retry_partial;     /* retry even when partly answered */
+    bool destination_first; /* SGLang-style: decode worker chosen before prefill starts */
+    uint32_t max_requests;  /* live requests; at the limit: CORE_REASON_QUEUE_FULL */
+    const double *
+        policy_param; /* values for the policy's knobs, in the order of its table; NULL: defaults */
 };
 
 struct core;

@@ -18,7 +18,7 @@
 /* Where knowledge of workers' prefix caches comes from. */
 enum policy_prefix {
     POLICY_PREFIX_NONE,
-    POLICY_PREFIX_EVENTS,   /* the engines' cache events, at their age */
+    POLICY_PREFIX_EVENTS, /* the engines' cache events, at their age */
     POLICY_PREFIX_DISPATCH, /* guessed: a worker has the prefixes of what was sent to it (bounded LRU) */
 };
 
@@ -33,10 +33,10 @@ struct policy_view {
     int64_t now_ps;
     uint32_t n_workers;
     const struct core_worker_config *config;
-    const uint32_t *inflight;     /* own requests there, not over */
-    const uint32_t *prefilling;   /* of these, without a first token yet (or prefill leg not done) */
-    const uint64_t *prefill_tok;  /* their prompt tokens believed not cached when they were sent */
-    const uint64_t *inflight_tok; /* prompt tokens of all requests in flight there */
+    const uint32_t *inflight;    /* own requests there, not over */
+    const uint32_t *prefilling;  /* of these, without a first token yet (or prefill leg not done) */
+    const uint64_t *prefill_tok; /* their prompt tokens believed not cached when they were sent */
+    const uint64_t *inflight_tok;           /* prompt tokens of all requests in flight there */
     const struct core_telemetry *telemetry; /* last reported; at_ps < 0: never */
 };
 
@@ -45,10 +45,11 @@ enum policy_leg { POLICY_WHOLE, POLICY_PREFILL, POLICY_DECODE };
 struct policy_query {
     const struct core_request *req;
     enum policy_leg leg;
-    uint32_t source;            /* POLICY_DECODE: the worker that holds the KV; else CORE_NO_WORKER */
+    uint32_t source; /* POLICY_DECODE: the worker that holds the KV; else CORE_NO_WORKER */
     const uint32_t *candidates; /* worker numbers, ascending: up, of the right role, large enough */
     uint32_t n_candidates;      /* >= 1 */
-    const uint32_t *cached_tok; /* by worker number: prompt tokens believed cached there; all 0 without knowledge */
+    const uint32_t *
+        cached_tok; /* by worker number: prompt tokens believed cached there; all 0 without knowledge */
 };
 
 /* Instead of a worker. */
@@ -59,9 +60,11 @@ struct policy_ops {
     const char *name;    /* lower case with underscores */
     const char *summary; /* one line */
     const char *source;  /* the project, file and version, or the paper, that it follows */
-    uint32_t needs;      /* events beyond the always needed ones: 1u << CORE_EV_FIRST_TOKEN | 1u << CORE_EV_TELEMETRY */
+    uint32_t
+        needs; /* events beyond the always needed ones: 1u << CORE_EV_FIRST_TOKEN | 1u << CORE_EV_TELEMETRY */
     enum policy_prefix prefix;
-    uint32_t prefix_max_entries; /* POLICY_PREFIX_DISPATCH: per worker, least recently used go; 0: no limit */
+    uint32_t
+        prefix_max_entries; /* POLICY_PREFIX_DISPATCH: per worker, least recently used go; 0: no limit */
     const struct policy_param *params;
     uint32_t n_params;
 
@@ -72,16 +75,17 @@ struct policy_ops {
     int (*init)(void *state, const double *param, uint32_t n_workers);
     void (*deinit)(void *state);
     /* A candidate, POLICY_SHED or POLICY_MISS_SLO. */
-    uint32_t (*pick)(void *state, const struct policy_view *v, const struct policy_query *q, struct rng *rng);
+    uint32_t (*pick)(void *state, const struct policy_view *v, const struct policy_query *q,
+                     struct rng *rng);
     /* The request has been sent to worker (once for each leg and each retry). */
-    void (*dispatched)(void *state, const struct policy_view *v, const struct policy_query *q, uint32_t worker,
-                       void *request);
+    void (*dispatched)(void *state, const struct policy_view *v, const struct policy_query *q,
+                       uint32_t worker, void *request);
     /* Its first token came, or its prefill leg is done. */
-    void (*first_token)(void *state, const struct policy_view *v, const struct core_request *req, uint32_t worker,
-                        void *request);
+    void (*first_token)(void *state, const struct policy_view *v, const struct core_request *req,
+                        uint32_t worker, void *request);
     /* It has left worker: done, lost, cancelled, or handed over to another worker. */
-    void (*left)(void *state, const struct policy_view *v, const struct core_request *req, uint32_t worker,
-                 void *request);
+    void (*left)(void *state, const struct policy_view *v, const struct core_request *req,
+                 uint32_t worker, void *request);
     /* worker died: whatever was known of it is void. */
     void (*worker_down)(void *state, uint32_t worker);
 };
@@ -101,7 +105,8 @@ struct policy_best {
     uint32_t worker, ties;
 };
 
-static inline void policy_consider(struct policy_best *b, double cost, uint32_t worker, struct rng *rng)
+static inline void policy_consider(struct policy_best *b, double cost, uint32_t worker,
+                                   struct rng *rng)
 {
     if (!b->ties || cost < b->cost) {
         *b = (struct policy_best){cost, worker, 1};

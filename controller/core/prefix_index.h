@@ -28,7 +28,8 @@ void prefix_index_free(struct prefix_index *x);
 uint64_t prefix_name(uint64_t key, uint32_t depth, uint32_t block_tok);
 
 /* The name of block `depth` (block_tok tokens, whole inside the prompt) of a request with keys[] of key_tok. */
-uint64_t prefix_request_name(const uint64_t *keys, uint32_t key_tok, uint32_t depth, uint32_t block_tok);
+uint64_t prefix_request_name(const uint64_t *keys, uint32_t key_tok, uint32_t depth,
+                             uint32_t block_tok);
 
 /* Adds one reference; a pair that is there becomes the most recent one. */
 void prefix_index_add(struct prefix_index *x, uint64_t name, uint32_t worker);
@@ -46,7 +47,8 @@ uint64_t prefix_index_pairs(const struct prefix_index *x, uint32_t worker);
 /* blocks[w] = leading blocks of the request that w has, for all workers w with any; `touched` (room for
  * n_workers) receives those workers. blocks[] must be all 0 before; the caller zeroes it again through touched. n_blocks:
  * how many blocks to look at, at most. Returns how many were touched. */
-uint32_t prefix_index_match(struct prefix_index *x, const uint64_t *keys, uint32_t key_tok, uint32_t n_keys,
-                            uint32_t block_tok, uint32_t n_blocks, uint32_t *blocks, uint32_t *touched);
+uint32_t prefix_index_match(struct prefix_index *x, const uint64_t *keys, uint32_t key_tok,
+                            uint32_t n_keys, uint32_t block_tok, uint32_t n_blocks,
+                            uint32_t *blocks, uint32_t *touched);
 
 #endif

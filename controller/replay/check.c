@@ -23,18 +23,19 @@ struct ask {
 
 static void print_help(FILE *out)
 {
-    (void)fputs("usage: weir check [--print] [--set KEY=VALUE ...] FILE...\n"
-                "       weir check --reference      prints deploy/stack-reference.md\n"
-                "\n"
-                "Checks stack files and shows what they describe. --print writes the whole stack with\n"
-                "every default and profile filled in. --set changes a key after reading, as in\n"
-                "weir replay: --set max_num_seqs=64 for all pools, --set pools.decode.workers=6 for\n"
-                "one, --set slo.ttft_ms=500. Exit status 2 if a file has an error.\n"
-                "\n"
-                "Profiles are looked up in $WEIR_PROFILES, ./deploy/profiles and beside the program.\n"
-                "\n"
-                "The keys of a stack file:\n",
-                out);
+    (void)fputs(
+        "usage: weir check [--print] [--set KEY=VALUE ...] FILE...\n"
+        "       weir check --reference      prints deploy/stack-reference.md\n"
+        "\n"
+        "Checks stack files and shows what they describe. --print writes the whole stack with\n"
+        "every default and profile filled in. --set changes a key after reading, as in\n"
+        "weir replay: --set max_num_seqs=64 for all pools, --set pools.decode.workers=6 for\n"
+        "one, --set slo.ttft_ms=500. Exit status 2 if a file has an error.\n"
+        "\n"
+        "Profiles are looked up in $WEIR_PROFILES, ./deploy/profiles and beside the program.\n"
+        "\n"
+        "The keys of a stack file:\n",
+        out);
     stack_print_reference(out, false);
 }
 
@@ -55,7 +56,8 @@ static double sample_ms(const struct engine_config *c, bool prefill)
 {
     uint64_t capacity = (uint64_t)c->block_size * c->num_gpu_blocks;
     uint64_t used = (uint64_t)SAMPLE_REQS * SAMPLE_CTX_TOK;
-    struct step_batch b = {.total_kv_tok = capacity, .active_kv_tok = used < capacity ? used : capacity};
+    struct step_batch b = {.total_kv_tok = capacity,
+                           .active_kv_tok = used < capacity ? used : capacity};
     if (prefill) {
         b.prefill_reqs = 1;
         b.prefill_tok = SAMPLE_CTX_TOK;
@@ -82,8 +84,9 @@ static void print_notes(const struct stack *s)
         const struct engine_config *c = &s->pools[i].worker.engine;
         bool moves = c->role == ROLE_PREFILL || c->num_host_blocks || c->num_shared_blocks;
         if (moves && c->kv_bytes_per_token == 0)
-            (void)printf("  note: pool %s: kv_bytes_per_token is 0, so moving its KV takes no time\n",
-                         s->pools[i].name);
+            (void)printf(
+                "  note: pool %s: kv_bytes_per_token is 0, so moving its KV takes no time\n",
+                s->pools[i].name);
     }
     if (s->n_faults)
         (void)printf("  %" PRIu32 " fault%s, the first at %g s, the last at %g s\n", s->n_faults,
@@ -111,8 +114,9 @@ static void print_summary(const char *path, const struct stack *s)
     print_limit("E2E", s->slo_e2e_ps, &before);
     (void)printf("%s\n", *before ? "" : " none");
     if (disaggregated)
-        (void)printf("  prefill to decode: %g ms + bytes at %g GB/s%s, %s, %s\n", s->link.latency_ms,
-                     s->link.bandwidth_gb_s, s->link.bandwidth_gb_s > 0 ? "" : " (no limit)",
+        (void)printf("  prefill to decode: %g ms + bytes at %g GB/s%s, %s, %s\n",
+                     s->link.latency_ms, s->link.bandwidth_gb_s,
+                     s->link.bandwidth_gb_s > 0 ? "" : " (no limit)",
                      s->handoff == HANDOFF_SOURCE_FIRST ? "source first" : "destination first",
                      s->transfer == TRANSFER_FULL_PROMPT ? "full prompt" : "what is missing");
     (void)printf("  %-*s  %-7s  %7s  %4s  %-7s  %13s  %8s  %11s  %12s  %s\n", width, "pool", "role",
@@ -201,9 +205,10 @@ static int parse(struct ask *a, int argc, char **argv)
         }
     }
     if (optind == argc && !a->help && !a->reference) {
-        (void)fputs("weir check: expected a stack file, as deploy/stacks/llama8b-h100-agg8.yaml; see "
-                    "weir check --help\n",
-                    stderr);
+        (void)fputs(
+            "weir check: expected a stack file, as deploy/stacks/llama8b-h100-agg8.yaml; see "
+            "weir check --help\n",
+            stderr);
         return EXIT_INPUT;
     }
     return 0;

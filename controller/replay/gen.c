@@ -217,12 +217,13 @@ static void next_mmpp(struct gen *g)
 
 static void next_diurnal(struct gen *g)
 {
-    uint64_t amplitude = to_q32(g->opt->day_amplitude), day = (uint64_t)(g->opt->day_minutes * 60e12);
+    uint64_t amplitude = to_q32(g->opt->day_amplitude),
+             day = (uint64_t)(g->opt->day_minutes * 60e12);
     uint64_t fastest = (uint64_t)((double)g->mean_ps / (1 + g->opt->day_amplitude));
     do { /* thinning */
         g->now_ps += scaled(fastest, draw_exp(&g->arrivals));
-        int64_t rate = (int64_t)Q32 +
-                       (int64_t)((__int128)wave_q32(g->now_ps, day) * (int64_t)amplitude >> 32);
+        int64_t rate =
+            (int64_t)Q32 + (int64_t)((__int128)wave_q32(g->now_ps, day) * (int64_t)amplitude >> 32);
         if ((int64_t)rng_below(&g->arrivals, Q32 + amplitude) < rate)
             return;
     } while (g->now_ps <= g->end_ps);
@@ -247,8 +248,10 @@ static bool before(const struct turn *a, const struct turn *b)
 static int heap_push(struct gen *g, const struct turn *t)
 {
     if (g->n_heap == GEN_LIVE_SESSIONS_MAX) {
-        snprintf(g->error, GEN_ERROR_BYTES, "more than %u sessions at once, the most there may be; lower "
-                 "--rate, or the turns or think time of --sessions", GEN_LIVE_SESSIONS_MAX);
+        snprintf(g->error, GEN_ERROR_BYTES,
+                 "more than %u sessions at once, the most there may be; lower "
+                 "--rate, or the turns or think time of --sessions",
+                 GEN_LIVE_SESSIONS_MAX);
         return WEIR_E_LIMIT;
     }
     if (g->n_heap == g->heap_cap) {
@@ -451,14 +454,18 @@ static int check_lengths(const struct gen_options *o, char *error)
     if (o->max_context_tok < 2 || o->max_context_tok > GEN_CONTEXT_MAX)
         return invalid(error, "--max-context: expected 2 to 16777216 tokens");
     if (!within(o->input.median_tok, 1, GEN_CONTEXT_MAX) || !within(o->input.sigma, 0, 8))
-        return invalid(error, "--input: expected a median of 1 to 16777216 tokens and a sigma of 0 to 8");
+        return invalid(error,
+                       "--input: expected a median of 1 to 16777216 tokens and a sigma of 0 to 8");
     if (!within(o->output.median_tok, 1, GEN_CONTEXT_MAX) || !within(o->output.sigma, 0, 8))
-        return invalid(error, "--output: expected a median of 1 to 16777216 tokens and a sigma of 0 to 8");
+        return invalid(error,
+                       "--output: expected a median of 1 to 16777216 tokens and a sigma of 0 to 8");
     if (o->prefix_groups > GEN_PREFIX_GROUPS_MAX || (o->prefix_groups && !o->prefix_tok))
-        return invalid(error, "--shared-prefix: expected 1 to 100000 groups and a length of 1 or more");
+        return invalid(error,
+                       "--shared-prefix: expected 1 to 100000 groups and a length of 1 or more");
     if (o->prefix_groups && o->prefix_tok > o->max_context_tok - 2)
-        return invalid(error, "--shared-prefix: expected a length that leaves room for input and output "
-                              "within --max-context");
+        return invalid(error,
+                       "--shared-prefix: expected a length that leaves room for input and output "
+                       "within --max-context");
     return 0;
 }
 
@@ -471,15 +478,17 @@ static int check(const struct gen_options *o, char *error)
     if (o->minutes != 0 && !within(o->minutes, 1e-6, 70000))
         return invalid(error, "--minutes: expected more than 0 and at most 70000");
     if (!within(o->turns_mean, 1, 1e6) || !within(o->think_s, 0, 1e6))
-        return invalid(error, "--sessions: expected a mean of 1 to 1000000 turns and a think time of 0 to "
-                              "1000000 seconds");
+        return invalid(error,
+                       "--sessions: expected a mean of 1 to 1000000 turns and a think time of 0 to "
+                       "1000000 seconds");
     if (o->tenants > GEN_TENANTS_MAX)
         return invalid(error, "--tenants: expected at most 100000");
     if (o->arrivals == GEN_MMPP &&
         (!within(o->burst_factor, 1, 1e6) || !within(o->burst_share, 1e-6, 0.999999) ||
          !within(o->burst_dwell_s, 1e-6, 1e6) || o->burst_factor * o->burst_share > 1))
-        return invalid(error, "--burst: expected FACTOR >= 1, 0 < SHARE < 1 with FACTOR * SHARE <= 1, and "
-                              "a dwell time of more than 0 seconds");
+        return invalid(error,
+                       "--burst: expected FACTOR >= 1, 0 < SHARE < 1 with FACTOR * SHARE <= 1, and "
+                       "a dwell time of more than 0 seconds");
     if (o->arrivals == GEN_DIURNAL &&
         (!within(o->day_minutes, 1e-3, 1e6) || !within(o->day_amplitude, 0, 1)))
         return invalid(error, "--day: expected more than 0 minutes and an amplitude of 0 to 1");
@@ -673,8 +682,24 @@ static bool arrivals(const char *text, enum gen_arrivals *out)
     return false;
 }
 
-enum { OPT_RATE = 256, OPT_MINUTES, OPT_REQUESTS, OPT_SEED, OPT_ARRIVALS, OPT_BURST, OPT_DAY, OPT_TENANTS,
-       OPT_SESSIONS, OPT_PREFIX, OPT_INPUT, OPT_OUTPUT, OPT_CONTEXT, OPT_BLOCK, OPT_FORMAT, OPT_HELP };
+enum {
+    OPT_RATE = 256,
+    OPT_MINUTES,
+    OPT_REQUESTS,
+    OPT_SEED,
+    OPT_ARRIVALS,
+    OPT_BURST,
+    OPT_DAY,
+    OPT_TENANTS,
+    OPT_SESSIONS,
+    OPT_PREFIX,
+    OPT_INPUT,
+    OPT_OUTPUT,
+    OPT_CONTEXT,
+    OPT_BLOCK,
+    OPT_FORMAT,
+    OPT_HELP
+};
 
 static const struct option long_options[] = {
     {"rate", required_argument, NULL, OPT_RATE},
@@ -704,7 +729,8 @@ static const char *take_option(struct gen_options *o, int c, const char *arg)
     case OPT_RATE: return numbers(arg, &o->rate, 1) ? NULL : "requests a second, as 12 or 0.5";
     case OPT_MINUTES: return numbers(arg, &o->minutes, 1) ? NULL : "minutes, as 60 or 0.5";
     case OPT_REQUESTS:
-        return whole(arg, UINT64_MAX, &o->requests) && o->requests ? NULL : "a whole number, 1 or more";
+        return whole(arg, UINT64_MAX, &o->requests) && o->requests ? NULL
+                                                                   : "a whole number, 1 or more";
     case OPT_SEED: return whole(arg, UINT64_MAX, &o->seed) ? NULL : "a whole number of 64 bits";
     case OPT_ARRIVALS:
         return arrivals(arg, &o->arrivals) ? NULL : "poisson, constant, mmpp or diurnal";
@@ -760,14 +786,16 @@ int gen_main(int argc, char **argv)
         }
         const char *expected = take_option(&o, c, optarg);
         if (expected) {
-            fprintf(stderr, "weir gen: --%s: expected %s, found '%.60s'\n", long_options[index].name,
-                    expected, optarg);
+            fprintf(stderr, "weir gen: --%s: expected %s, found '%.60s'\n",
+                    long_options[index].name, expected, optarg);
             return 2;
         }
     }
     if (optind < argc) {
-        fprintf(stderr, "weir gen: expected only options, found '%.60s'; the trace goes to standard "
-                "output\n", argv[optind]);
+        fprintf(stderr,
+                "weir gen: expected only options, found '%.60s'; the trace goes to standard "
+                "output\n",
+                argv[optind]);
         return 2;
     }
     int rc = gen_run(&o, stdout, error);

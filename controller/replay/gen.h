@@ -46,13 +46,15 @@ struct gen_options {
     uint64_t seed;
 
     enum gen_arrivals arrivals;
-    double burst_factor, burst_share, burst_dwell_s; /* MMPP: rate in bursts over mean rate, share of
+    double burst_factor, burst_share,
+        burst_dwell_s;                 /* MMPP: rate in bursts over mean rate, share of
                                                       * time in bursts, mean length of one */
-    double day_minutes, day_amplitude;               /* DIURNAL: 0..1 */
+    double day_minutes, day_amplitude; /* DIURNAL: 0..1 */
 
-    uint32_t tenants;               /* 0: no tenant field; shares are Zipf (exponent 1) */
-    double turns_mean, think_s;     /* turns are geometric, think times exponential; 1: no sessions */
-    uint32_t prefix_groups, prefix_tok; /* first prefix_tok tokens of a prompt are its group's (whole
+    uint32_t tenants;           /* 0: no tenant field; shares are Zipf (exponent 1) */
+    double turns_mean, think_s; /* turns are geometric, think times exponential; 1: no sessions */
+    uint32_t prefix_groups,
+        prefix_tok;                  /* first prefix_tok tokens of a prompt are its group's (whole
                                          * blocks); by tenant if there are tenants, else Zipf */
     struct gen_length input, output; /* input: without prefix and history */
     uint32_t max_context_tok;        /* prompt + output; longer draws are cut, sessions end there */

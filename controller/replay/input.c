@@ -66,7 +66,8 @@ char *input_quote(char *out, size_t cap, const char *s, size_t len, size_t max)
     return out;
 }
 
-__attribute__((format(printf, 3, 4))) static int fail(struct input *in, int code, const char *fmt, ...)
+__attribute__((format(printf, 3, 4))) static int fail(struct input *in, int code, const char *fmt,
+                                                      ...)
 {
     int n = snprintf(in->error, sizeof in->error, "%s: ", in->name);
     va_list ap;
@@ -111,9 +112,10 @@ static int refill_raw(struct input *in)
 
 static int cut_off(struct input *in, const char *what)
 {
-    return fail(in, WEIR_E_INPUT,
-                "the %s data is cut off: it ends after %llu whole lines; fetch or compress it again",
-                what, (unsigned long long)in->line);
+    return fail(
+        in, WEIR_E_INPUT,
+        "the %s data is cut off: it ends after %llu whole lines; fetch or compress it again", what,
+        (unsigned long long)in->line);
 }
 
 /* Decodes into [len, cap); *got 0 only at the end. */
@@ -145,7 +147,8 @@ static int decode_gzip(struct input *in, size_t *got)
         else if (z == Z_MEM_ERROR)
             return fail(in, WEIR_E_NOMEM, "out of memory");
         else if (z != Z_OK && z != Z_BUF_ERROR)
-            return fail(in, WEIR_E_INPUT, "the gzip data is corrupt (%s); fetch or compress it again",
+            return fail(in, WEIR_E_INPUT,
+                        "the gzip data is corrupt (%s); fetch or compress it again",
                         in->z.msg ? in->z.msg : "zlib error");
         if (*got)
             return 0;
@@ -168,7 +171,8 @@ static int decode_zstd(struct input *in, size_t *got)
         size_t z = ZSTD_decompressStream(in->zstd, &dst, &src);
         in->raw_pos = src.pos;
         if (ZSTD_isError(z))
-            return fail(in, WEIR_E_INPUT, "the zstd data is corrupt (%s); fetch or compress it again",
+            return fail(in, WEIR_E_INPUT,
+                        "the zstd data is corrupt (%s); fetch or compress it again",
                         ZSTD_getErrorName(z));
         in->member_done = z == 0;
         *got = dst.pos;

@@ -53,7 +53,7 @@ const struct gpu_spec *gpu_at(size_t i);           /* the table, row by row; NUL
 struct model_shape {
     char type[STACK_NAME_BYTES], quantization[STACK_NAME_BYTES];
     uint32_t layers, hidden, heads, kv_heads, head_dim;
-    bool mla;                         /* latent attention: one compressed KV per token */
+    bool mla; /* latent attention: one compressed KV per token */
     uint32_t kv_lora_rank, qk_rope_dim, qk_nope_dim, v_dim;
     uint32_t experts, experts_active; /* 0: dense */
     double embedding;                 /* looked up, not read through */
@@ -64,8 +64,8 @@ struct model_shape {
     double weight_bytes;              /* per parameter of the layers, as the file says */
     double other_bytes;               /* per parameter left out of the quantization: 2 */
     bool quantized_experts_only;
-    bool sliding;                     /* some layers see a window only: KV is an upper bound */
-    bool plain_mlp;                   /* two matrices instead of three */
+    bool sliding;   /* some layers see a window only: KV is an upper bound */
+    bool plain_mlp; /* two matrices instead of three */
 };
 
 /* Reads a Hugging Face config.json. dtype: type of the weights instead of the file's

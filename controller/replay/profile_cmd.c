@@ -16,8 +16,9 @@
 /* The command line. */
 struct ask {
     const char *config, *model, *dtype, *kv_dtype, *gpu_name;
-    double bandwidth_gb_s, bf16_tflops, fp8_tflops, memory_gb; /* of a GPU that is not in the table */
-    double utilization;                            /* 0: no estimate of blocks */
+    double bandwidth_gb_s, bf16_tflops, fp8_tflops,
+        memory_gb;      /* of a GPU that is not in the table */
+    double utilization; /* 0: no estimate of blocks */
     uint32_t block_size;
     bool help;
     struct gpu_spec gpu;
@@ -86,8 +87,23 @@ static int get_count(const char *option, const char *value, uint32_t max, uint32
     return rc;
 }
 
-enum { OPT_CONFIG = 256, OPT_GPU, OPT_TP, OPT_DTYPE, OPT_KV_DTYPE, OPT_EFF, OPT_MFU, OPT_MODEL,
-       OPT_BANDWIDTH, OPT_TFLOPS, OPT_FP8, OPT_MEMORY, OPT_UTILIZATION, OPT_BLOCK, OPT_HELP };
+enum {
+    OPT_CONFIG = 256,
+    OPT_GPU,
+    OPT_TP,
+    OPT_DTYPE,
+    OPT_KV_DTYPE,
+    OPT_EFF,
+    OPT_MFU,
+    OPT_MODEL,
+    OPT_BANDWIDTH,
+    OPT_TFLOPS,
+    OPT_FP8,
+    OPT_MEMORY,
+    OPT_UTILIZATION,
+    OPT_BLOCK,
+    OPT_HELP
+};
 
 static const struct option options[] = {
     {"config", required_argument, NULL, OPT_CONFIG},
@@ -113,46 +129,31 @@ static const struct option options[] = {
 static int take_option(struct ask *a, int option, const char *value)
 {
     switch (option) {
-    case OPT_CONFIG:
-        a->config = value;
-        return 0;
-    case OPT_GPU:
-        a->gpu_name = value;
-        return 0;
-    case OPT_TP:
-        return get_count("--tp", value, TP_MAX, &a->roofline.tp);
+    case OPT_CONFIG: a->config = value; return 0;
+    case OPT_GPU: a->gpu_name = value; return 0;
+    case OPT_TP: return get_count("--tp", value, TP_MAX, &a->roofline.tp);
     case OPT_DTYPE:
         a->dtype = value;
-        return dtype_bytes(value) > 0 ? 0 : bad_option("--dtype", value, "bf16, fp16, fp8, int8, "
-                                                       "int4, fp4 or mxfp4");
+        return dtype_bytes(value) > 0 ? 0
+                                      : bad_option("--dtype", value,
+                                                   "bf16, fp16, fp8, int8, "
+                                                   "int4, fp4 or mxfp4");
     case OPT_KV_DTYPE:
         a->kv_dtype = strcmp(value, "auto") == 0 ? "bf16" : value;
-        return dtype_bytes(a->kv_dtype) > 0 ? 0 : bad_option("--kv-dtype", value, "bf16, fp8 or int8");
-    case OPT_EFF:
-        return get_number("--eff", value, 0.01, 1, &a->roofline.eff);
-    case OPT_MFU:
-        return get_number("--mfu", value, 0.01, 1, &a->roofline.mfu);
-    case OPT_MODEL:
-        a->model = value;
-        return 0;
-    case OPT_BANDWIDTH:
-        return get_number("--bandwidth", value, 1, 1e6, &a->bandwidth_gb_s);
-    case OPT_TFLOPS:
-        return get_number("--tflops", value, 0.1, 1e6, &a->bf16_tflops);
-    case OPT_FP8:
-        return get_number("--fp8-tflops", value, 0.1, 1e6, &a->fp8_tflops);
-    case OPT_MEMORY:
-        return get_number("--memory-gb", value, 1, 1e6, &a->memory_gb);
+        return dtype_bytes(a->kv_dtype) > 0 ? 0
+                                            : bad_option("--kv-dtype", value, "bf16, fp8 or int8");
+    case OPT_EFF: return get_number("--eff", value, 0.01, 1, &a->roofline.eff);
+    case OPT_MFU: return get_number("--mfu", value, 0.01, 1, &a->roofline.mfu);
+    case OPT_MODEL: a->model = value; return 0;
+    case OPT_BANDWIDTH: return get_number("--bandwidth", value, 1, 1e6, &a->bandwidth_gb_s);
+    case OPT_TFLOPS: return get_number("--tflops", value, 0.1, 1e6, &a->bf16_tflops);
+    case OPT_FP8: return get_number("--fp8-tflops", value, 0.1, 1e6, &a->fp8_tflops);
+    case OPT_MEMORY: return get_number("--memory-gb", value, 1, 1e6, &a->memory_gb);
     case OPT_UTILIZATION:
         return get_number("--gpu-memory-utilization", value, 0.01, 1, &a->utilization);
-    case OPT_BLOCK:
-        return get_count("--block-size", value, ENGINE_MAX_BLOCK_SIZE, &a->block_size);
-    case OPT_HELP:
-        a->help = true;
-        return 0;
-    default:
-        (void)fputs("weir profile: see weir profile --help\n", stderr);
-        return EXIT_INPUT;
+    case OPT_BLOCK: return get_count("--block-size", value, ENGINE_MAX_BLOCK_SIZE, &a->block_size);
+    case OPT_HELP: a->help = true; return 0;
+    default: (void)fputs("weir profile: see weir profile --help\n", stderr); return EXIT_INPUT;
     }
 }
 
@@ -175,8 +176,8 @@ static int choose_gpu(struct ask *a)
         a->gpu.fp8_tflops = a->fp8_tflops;
     if (a->memory_gb > 0)
         a->gpu.memory_gb = a->memory_gb;
-    if (known && (a->bandwidth_gb_s > 0 || a->bf16_tflops > 0 || a->fp8_tflops > 0 ||
-                  a->memory_gb > 0))
+    if (known &&
+        (a->bandwidth_gb_s > 0 || a->bf16_tflops > 0 || a->fp8_tflops > 0 || a->memory_gb > 0))
         a->gpu.source = "datasheet, changed on the command line";
     return 0;
 }
@@ -214,15 +215,15 @@ static void print_assumptions(FILE *out, const struct ask *a, const struct model
                   "#   weights %g bytes per parameter%s%s%s, embedding and head 2\n"
                   "#   KV %g bytes per element%s\n",
                   a->gpu.bandwidth_gb_s, roofline_tflops(&a->gpu, r->weight_bytes), a->gpu.source,
-                  r->eff, r->mfu, unique / billion,
-                  model_step_bytes(m, r->weight_bytes) / billion, r->tp, r->weight_bytes,
-                  m->quantization[0] && !a->dtype ? " (" : "",
+                  r->eff, r->mfu, unique / billion, model_step_bytes(m, r->weight_bytes) / billion,
+                  r->tp, r->weight_bytes, m->quantization[0] && !a->dtype ? " (" : "",
                   m->quantization[0] && !a->dtype ? m->quantization : "",
                   m->quantization[0] && !a->dtype ? ")" : "", r->kv_bytes,
                   m->mla ? ", one latent vector per token, a copy on each GPU" : "");
     if (m->experts)
         (void)fprintf(out,
-                      "#   %" PRIu32 " of %" PRIu32 " experts per token, spread evenly over the GPUs; a "
+                      "#   %" PRIu32 " of %" PRIu32
+                      " experts per token, spread evenly over the GPUs; a "
                       "small batch reads only those it uses\n",
                       m->experts_active, m->experts);
     if (m->sliding)
@@ -241,8 +242,8 @@ static void print_blocks(FILE *out, const struct ask *a, const struct model_shap
     if (a->utilization <= 0 || a->gpu.memory_gb <= 0)
         return;
     double split = m->mla ? 1 : r->tp < m->kv_heads ? r->tp : m->kv_heads;
-    double left = a->gpu.memory_gb * 1e9 * a->utilization -
-                  model_weight_bytes(m, r->weight_bytes) / r->tp;
+    double left =
+        a->gpu.memory_gb * 1e9 * a->utilization - model_weight_bytes(m, r->weight_bytes) / r->tp;
     double block = model_kv_bytes_per_token(m, r->kv_bytes) / split * a->block_size;
     if (left <= 0) {
         (void)fprintf(out, "# The weights do not fit: %.1f GB per GPU of %.1f GB. Raise --tp.\n",
@@ -268,7 +269,8 @@ static void print_profile(FILE *out, const struct ask *a, const struct model_sha
     (void)fputs("\nprecision: ", out);
     print_quoted(out, a->dtype ? a->dtype : m->quantization[0] ? m->quantization : "bf16");
     (void)fprintf(out, "\ntp: %" PRIu32 "\ngpus: %" PRIu32 "\nkv_bytes_per_token: %.0f\nstep:\n",
-                  a->roofline.tp, a->roofline.tp, model_kv_bytes_per_token(m, a->roofline.kv_bytes));
+                  a->roofline.tp, a->roofline.tp,
+                  model_kv_bytes_per_token(m, a->roofline.kv_bytes));
     stack_print_step(out, "  ", p);
 }
 

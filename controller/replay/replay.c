@@ -184,7 +184,8 @@ static uint32_t session_get(struct replay *r, uint64_t id)
     }
     i = r->n_sessions++;
     MEM_GROW(r->sessions, r->sessions_cap, i + 1);
-    r->sessions[i] = (struct session){.id = id, .first_turn = NONE, .last_turn = NONE, .ended_ps = -1};
+    r->sessions[i] =
+        (struct session){.id = id, .first_turn = NONE, .last_turn = NONE, .ended_ps = -1};
     if (!r->session_bucket || r->n_sessions > r->session_mask) {
         session_rehash(r, r->session_bucket ? (r->session_mask + 1) * 2 : 1024);
     } else {
@@ -249,7 +250,8 @@ static void session_next(struct replay *r, struct session *s)
     r->n_waiting_turns--;
     s->busy = true;
     int64_t at = (s->ended_ps < 0 ? 0 : s->ended_ps) + scaled(r, l->t.delay_ps);
-    int64_t own = l->t.arrival_ps == PS_NEVER || r->opt->concurrency ? 0 : scaled(r, l->t.arrival_ps);
+    int64_t own =
+        l->t.arrival_ps == PS_NEVER || r->opt->concurrency ? 0 : scaled(r, l->t.arrival_ps);
     l->at_ps = at > own ? at : own;
     if (l->at_ps < r->now_ps)
         l->at_ps = r->now_ps;
@@ -272,8 +274,9 @@ static void read_ahead(struct replay *r)
             return;
         }
         if (r->n_live >= REPLAY_MAX_LIVE) {
-            fail(r, WEIR_E_LIMIT, "more than 4,194,304 requests waiting at once: the stack cannot keep up with "
-                                  "this trace; give it more workers, or a shorter admission queue");
+            fail(r, WEIR_E_LIMIT,
+                 "more than 4,194,304 requests waiting at once: the stack cannot keep up with "
+                 "this trace; give it more workers, or a shorter admission queue");
             return;
         }
         uint32_t h = live_new(r);
@@ -291,7 +294,8 @@ static void read_ahead(struct replay *r)
             struct session *s = &r->sessions[si];
             if (t.follows) {
                 if (++r->n_waiting_turns > REPLAY_MAX_WAITING_TURNS) {
-                    fail(r, WEIR_E_LIMIT, "more than 4,194,304 turns wait for their session: split the trace");
+                    fail(r, WEIR_E_LIMIT,
+                         "more than 4,194,304 turns wait for their session: split the trace");
                     return;
                 }
                 *(s->last_turn == NONE ? &s->first_turn : &r->live[s->last_turn].next) = h;
@@ -301,7 +305,8 @@ static void read_ahead(struct replay *r)
             }
             s->busy = true;
         }
-        l->at_ps = r->opt->concurrency || t.arrival_ps == PS_NEVER ? r->now_ps : scaled(r, t.arrival_ps);
+        l->at_ps =
+            r->opt->concurrency || t.arrival_ps == PS_NEVER ? r->now_ps : scaled(r, t.arrival_ps);
         if (l->at_ps < r->now_ps)
             l->at_ps = r->now_ps;
         r->next_arrival = h;
@@ -393,17 +398,10 @@ static void carry_out(struct replay *r)
         switch (cmd.kind) {
         case CORE_CMD_DISPATCH:
         case CORE_CMD_DISPATCH_PREFILL:
-        case CORE_CMD_DISPATCH_DECODE:
-            dispatch(r, &cmd);
-            break;
-        case CORE_CMD_REJECT:
-            over(r, cmd.request, cmd.reason, r->now_ps);
-            break;
-        case CORE_CMD_CANCEL:
-            cluster_cancel(r->cluster, r->now_ps, cmd.request);
-            break;
-        case CORE_CMD_HOLD:
-            break;
+        case CORE_CMD_DISPATCH_DECODE: dispatch(r, &cmd); break;
+        case CORE_CMD_REJECT: over(r, cmd.request, cmd.reason, r->now_ps); break;
+        case CORE_CMD_CANCEL: cluster_cancel(r->cluster, r->now_ps, cmd.request); break;
+        case CORE_CMD_HOLD: break;
         }
     }
 }
@@ -424,7 +422,8 @@ static void arrive(struct replay *r, uint32_t h)
                              .key_tok = l->t.key_tok,
                              .slo_ttft_ps = r->stack->slo_ttft_ps,
                              .slo_tpot_ps = r->stack->slo_tpot_ps};
-    tell(r, &(struct core_event){.kind = CORE_EV_ARRIVAL, .now_ps = r->now_ps, .request = h, .req = &q});
+    tell(r, &(struct core_event){
+                .kind = CORE_EV_ARRIVAL, .now_ps = r->now_ps, .request = h, .req = &q});
 }
 
 static void request_done(struct replay *r, const struct cluster_event *ev)
@@ -457,8 +456,10 @@ static void prefill_done(struct replay *r, const struct cluster_event *ev)
     l->out.reused_tok = ev->record.reused_tok;
     l->out.reused_all_tok = ev->record.reused_all_tok;
     l->out.preemptions = ev->record.preemptions;
-    tell(r, &(struct core_event){
-                .kind = CORE_EV_PREFILL_DONE, .now_ps = r->now_ps, .request = ev->handle, .worker = ev->worker});
+    tell(r, &(struct core_event){.kind = CORE_EV_PREFILL_DONE,
+                                 .now_ps = r->now_ps,
+                                 .request = ev->handle,
+                                 .worker = ev->worker});
 }
 
 static void worker_event(struct replay *r, enum core_event_kind kind, uint32_t worker)
@@ -478,24 +479,12 @@ static void hear(struct replay *r)
                                              .request = ev.handle,
                                              .worker = ev.worker});
             break;
-        case CLUSTER_EV_PREFILL_DONE:
-            prefill_done(r, &ev);
-            break;
-        case CLUSTER_EV_DONE:
-            request_done(r, &ev);
-            break;
-        case CLUSTER_EV_LOST:
-            worker_lost(r, ev.handle, ev.worker, ev.partial);
-            break;
-        case CLUSTER_EV_WORKER_UP:
-            worker_event(r, CORE_EV_WORKER_UP, ev.worker);
-            break;
-        case CLUSTER_EV_WORKER_DOWN:
-            worker_event(r, CORE_EV_WORKER_DOWN, ev.worker);
-            break;
-        case CLUSTER_EV_WORKER_DRAIN:
-            worker_event(r, CORE_EV_WORKER_DRAIN, ev.worker);
-            break;
+        case CLUSTER_EV_PREFILL_DONE: prefill_done(r, &ev); break;
+        case CLUSTER_EV_DONE: request_done(r, &ev); break;
+        case CLUSTER_EV_LOST: worker_lost(r, ev.handle, ev.worker, ev.partial); break;
+        case CLUSTER_EV_WORKER_UP: worker_event(r, CORE_EV_WORKER_UP, ev.worker); break;
+        case CLUSTER_EV_WORKER_DOWN: worker_event(r, CORE_EV_WORKER_DOWN, ev.worker); break;
+        case CLUSTER_EV_WORKER_DRAIN: worker_event(r, CORE_EV_WORKER_DRAIN, ev.worker); break;
         }
     }
 }
@@ -522,8 +511,9 @@ static void poll_telemetry(struct replay *r)
                                      .waiting = load.waiting,
                                      .kv_used_blocks = load.kv_used_blocks,
                                      .kv_total_blocks = load.kv_total_blocks};
-        tell(r, &(struct core_event){
-                    .kind = CORE_EV_TELEMETRY, .now_ps = r->now_ps, .worker = w, .telemetry = &tel});
+        tell(r,
+             &(struct core_event){
+                 .kind = CORE_EV_TELEMETRY, .now_ps = r->now_ps, .worker = w, .telemetry = &tel});
     }
     r->last_poll_ps = r->now_ps;
 }
@@ -548,7 +538,8 @@ static void plan_poll(struct replay *r, int64_t arrival)
     r->next_poll_ps = next > r->last_poll_ps ? next : PS_NEVER;
 }
 
-static void cache_changed(void *ctx, uint32_t worker, int64_t at_ps, const struct engine_cache_change *change)
+static void cache_changed(void *ctx, uint32_t worker, int64_t at_ps,
+                          const struct engine_cache_change *change)
 {
     struct replay *r = ctx;
     if (r->cache_n == 0) {
@@ -561,13 +552,13 @@ static void cache_changed(void *ctx, uint32_t worker, int64_t at_ps, const struc
     }
     MEM_GROW(r->cache, r->cache_cap, r->cache_head + r->cache_n + 1);
     MEM_GROW(r->cache_names, r->cache_names_cap, r->cache_names_used + change->n_blocks);
-    memcpy(&r->cache_names[r->cache_names_used], change->names, change->n_blocks * sizeof *change->names);
-    struct cache_item it = {.due_ps = at_ps + (r->opt->oracle ? 0 : r->stack->cache_event_delay_ps),
-                            .worker = worker,
-                            .name_off = r->cache_names_used,
-                            .ev = {.stored = change->stored,
-                                   .depth = change->depth,
-                                   .n_blocks = change->n_blocks}};
+    memcpy(&r->cache_names[r->cache_names_used], change->names,
+           change->n_blocks * sizeof *change->names);
+    struct cache_item it = {
+        .due_ps = at_ps + (r->opt->oracle ? 0 : r->stack->cache_event_delay_ps),
+        .worker = worker,
+        .name_off = r->cache_names_used,
+        .ev = {.stored = change->stored, .depth = change->depth, .n_blocks = change->n_blocks}};
     r->cache_names_used += change->n_blocks;
     uint32_t i = r->cache_head + r->cache_n++;
     for (; i > r->cache_head && r->cache[i - 1].due_ps > it.due_ps; i--)
@@ -581,8 +572,9 @@ static void deliver_cache(struct replay *r)
         struct cache_item it = r->cache[r->cache_head++];
         r->cache_n--;
         it.ev.keys = &r->cache_names[it.name_off];
-        tell(r, &(struct core_event){
-                    .kind = CORE_EV_CACHE, .now_ps = r->now_ps, .worker = it.worker, .cache = &it.ev});
+        tell(r,
+             &(struct core_event){
+                 .kind = CORE_EV_CACHE, .now_ps = r->now_ps, .worker = it.worker, .cache = &it.ev});
     }
 }
 
@@ -670,7 +662,8 @@ static void fill_domain(char *out, size_t cap, const char *pattern, uint32_t i)
         snprintf(out, cap, "%s", pattern);
 }
 
-static struct worker_config *expand_workers(const struct stack *s, uint32_t n, struct core_worker_config **core_out)
+static struct worker_config *expand_workers(const struct stack *s, uint32_t n,
+                                            struct core_worker_config **core_out)
 {
     struct worker_config *w = calloc(n, sizeof *w);
     struct core_worker_config *cw = calloc(n, sizeof *cw);
@@ -713,8 +706,8 @@ static bool pd(const struct stack *s)
 static bool blind(const struct replay *r)
 {
     const struct stack *s = r->stack;
-    return !r->needs && !pd(s) && !s->n_faults && !s->max_inflight_per_worker && !r->opt->concurrency &&
-           !r->opt->log;
+    return !r->needs && !pd(s) && !s->n_faults && !s->max_inflight_per_worker &&
+           !r->opt->concurrency && !r->opt->log;
 }
 
 static int build(struct replay *r)
@@ -755,7 +748,8 @@ static int build(struct replay *r)
                                  .seed = o->seed,
                                  .stepping = o->stepping,
                                  .lazy = blind(r),
-                                 .first_tokens = (r->needs & (1u << CORE_EV_FIRST_TOKEN)) || s->n_faults,
+                                 .first_tokens =
+                                     (r->needs & (1u << CORE_EV_FIRST_TOKEN)) || s->n_faults,
                                  .itl = report_itl(r->report)};
     if (r->needs & (1u << CORE_EV_CACHE)) {
         co.on_cache = cache_changed;
@@ -765,7 +759,8 @@ static int build(struct replay *r)
     free(w);
     free(cw);
     if (!r->cluster || cluster_add_faults(r->cluster, s->faults, s->n_faults)) {
-        fail(r, WEIR_E_NOMEM, "out of memory, or an engine's limits are out of range (weir check says which)");
+        fail(r, WEIR_E_NOMEM,
+             "out of memory, or an engine's limits are out of range (weir check says which)");
         return WEIR_E_NOMEM;
     }
     return 0;
@@ -820,7 +815,8 @@ int replay_run(const struct stack *stack, const struct replay_options *opt, stru
                        .next_arrival = NONE,
                        .last_poll_ps = -1,
                        .next_poll_ps = PS_NEVER};
-    r.trace = opt->data ? trace_open_memory("standard input", opt->data, opt->data_len, &opt->trace, error)
+    r.trace = opt->data ? trace_open_memory("standard input", opt->data, opt->data_len, &opt->trace,
+                                            error)
                         : trace_open(opt->paths, opt->n_paths, &opt->trace, error);
     if (!r.trace)
         return WEIR_E_INPUT;
@@ -829,7 +825,8 @@ int replay_run(const struct stack *stack, const struct replay_options *opt, stru
         cluster_drain(r.cluster);
         hear(&r);
         if (!r.failed && r.n_live)
-            fail(&r, WEIR_E_STATE, "the replay came to a stop with requests left over: no worker can take them");
+            fail(&r, WEIR_E_STATE,
+                 "the replay came to a stop with requests left over: no worker can take them");
         report_workers(&r, passes);
         *duration_ps = r.last_end_ps;
         *bad_rows = trace_bad_rows(r.trace);

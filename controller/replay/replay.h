@@ -23,7 +23,7 @@ struct replay_options {
     uint64_t seed;
     double speedup;       /* arrivals and delays divided by it; 1 */
     uint32_t concurrency; /* closed loop with so many in flight; 0: by timestamps */
-    bool oracle;          /* telemetry and cache events without delay, output lengths told at arrival */
+    bool oracle; /* telemetry and cache events without delay, output lengths told at arrival */
     bool stepping;
     /* one of these; the trace is read once a replay */
     const char *const *paths;
@@ -40,8 +40,9 @@ struct replay_options {
 /* Runs to the end of the trace and of all requests. report: made by report_new, filled and finished except for
  * the wall time, which the caller adds (report_finish). *passes, *duration_ps and *bad_rows are for that.
  * 0 or an error; error (REPLAY_ERROR_BYTES) then has one line for the user. */
-WEIR_NODISCARD int replay_run(const struct stack *stack, const struct replay_options *opt, struct report *report,
-                              int64_t *duration_ps, uint64_t *passes, uint64_t *bad_rows, char *error);
+WEIR_NODISCARD int replay_run(const struct stack *stack, const struct replay_options *opt,
+                              struct report *report, int64_t *duration_ps, uint64_t *passes,
+                              uint64_t *bad_rows, char *error);
 
 /* weir replay ... */
 int replay_main(int argc, char **argv);

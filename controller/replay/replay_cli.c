@@ -75,8 +75,22 @@ static const char help[] =
     "\n"
     "exit status: 0 good, 2 bad input or usage\n";
 
-enum { OPT_SET = 256, OPT_SEED, OPT_ORACLE, OPT_SPEEDUP, OPT_CONCURRENCY, OPT_FORMAT, OPT_BLOCK, OPT_MAX, OPT_SKIP,
-       OPT_REPORT, OPT_CANONICAL, OPT_REQUESTS, OPT_THREADS, OPT_STEP };
+enum {
+    OPT_SET = 256,
+    OPT_SEED,
+    OPT_ORACLE,
+    OPT_SPEEDUP,
+    OPT_CONCURRENCY,
+    OPT_FORMAT,
+    OPT_BLOCK,
+    OPT_MAX,
+    OPT_SKIP,
+    OPT_REPORT,
+    OPT_CANONICAL,
+    OPT_REQUESTS,
+    OPT_THREADS,
+    OPT_STEP
+};
 
 static const struct option options[] = {
     {"workers", required_argument, NULL, 'w'},
@@ -121,7 +135,8 @@ static bool number(const char *text, uint64_t min, uint64_t max, uint64_t *out)
 
 static bool format_of(const char *name, enum trace_format *out)
 {
-    static const char *const names[] = {"auto", "mooncake", "mooncake-delta", "azure", "burstgpt", "weir"};
+    static const char *const names[] = {"auto",  "mooncake", "mooncake-delta",
+                                        "azure", "burstgpt", "weir"};
     for (int i = 0; i < 6; i++) {
         if (!strcmp(name, names[i])) {
             *out = (enum trace_format)i;
@@ -163,23 +178,18 @@ static int parse_option(struct cli *c, struct parsed *p, int opt)
         return number(optarg, 1, CLUSTER_MAX_WORKERS, &p->workers)
                    ? 0
                    : complain("--workers takes a number from 1 to 16384, not '%s'", optarg);
-    case 's':
-        c->stack_path = optarg;
-        return 0;
+    case 's': c->stack_path = optarg; return 0;
     case OPT_SET:
         if (p->n_sets == 256)
             return complain("more than 256 --set options%s", "");
         p->sets[p->n_sets++] = optarg;
         return 0;
-    case 'p':
-        return add_policies(c, optarg);
+    case 'p': return add_policies(c, optarg);
     case OPT_SEED:
         if (!number(optarg, 0, UINT64_MAX, &c->opt.seed))
             return complain("--seed takes a whole number, not '%s'", optarg);
         return 0;
-    case OPT_ORACLE:
-        c->opt.oracle = true;
-        return 0;
+    case OPT_ORACLE: c->opt.oracle = true; return 0;
     case OPT_SPEEDUP:
         c->opt.speedup = strtod(optarg, &end);
         if (*end || !(c->opt.speedup >= 1e-6 && c->opt.speedup <= 1e6))
@@ -193,11 +203,13 @@ static int parse_option(struct cli *c, struct parsed *p, int opt)
     case OPT_FORMAT:
         return format_of(optarg, &c->opt.trace.format)
                    ? 0
-                   : complain("--format takes auto, mooncake, mooncake-delta, azure, burstgpt or weir, not '%s'",
-                              optarg);
+                   : complain(
+                         "--format takes auto, mooncake, mooncake-delta, azure, burstgpt or weir, not '%s'",
+                         optarg);
     case OPT_BLOCK:
         if (!number(optarg, 1, 1 << 20, &n))
-            return complain("--trace-block-size takes a number from 1 to 1048576, not '%s'", optarg);
+            return complain("--trace-block-size takes a number from 1 to 1048576, not '%s'",
+                            optarg);
         c->opt.trace.block_tok = (uint32_t)n;
         return 0;
     case OPT_MAX:
@@ -208,31 +220,18 @@ static int parse_option(struct cli *c, struct parsed *p, int opt)
         return number(optarg, 0, UINT64_MAX, &c->opt.trace.skip_bad)
                    ? 0
                    : complain("--skip-bad takes a whole number, not '%s'", optarg);
-    case OPT_REPORT:
-        c->report_path = optarg;
-        return 0;
-    case OPT_CANONICAL:
-        c->canonical = true;
-        return 0;
-    case OPT_REQUESTS:
-        c->requests_path = optarg;
-        return 0;
+    case OPT_REPORT: c->report_path = optarg; return 0;
+    case OPT_CANONICAL: c->canonical = true; return 0;
+    case OPT_REQUESTS: c->requests_path = optarg; return 0;
     case OPT_THREADS:
         if (!number(optarg, 1, 1024, &n))
             return complain("--threads takes a number from 1 to 1024, not '%s'", optarg);
         c->threads = (uint32_t)n;
         return 0;
-    case OPT_STEP:
-        c->opt.stepping = true;
-        return 0;
-    case 'q':
-        c->quiet = true;
-        return 0;
-    case 'h':
-        fputs(help, stdout);
-        return -1;
-    default:
-        return complain("see weir replay --help%s", "");
+    case OPT_STEP: c->opt.stepping = true; return 0;
+    case 'q': c->quiet = true; return 0;
+    case 'h': fputs(help, stdout); return -1;
+    default: return complain("see weir replay --help%s", "");
     }
 }
 
@@ -243,7 +242,8 @@ static int load_stack(struct cli *c, const struct parsed *p)
     static const char *const dirs[] = {"deploy/profiles", WEIR_PROFILE_DIR, NULL};
     char error[STACK_ERROR_BYTES];
     if (c->stack_path && p->workers)
-        return complain("--workers and --stack do not go together: the stack file says how many%s", "");
+        return complain("--workers and --stack do not go together: the stack file says how many%s",
+                        "");
     if (c->stack_path) {
         if (stack_load(&c->stack, c->stack_path, dirs, error))
             return complain("%s", error);
@@ -309,8 +309,8 @@ static void show_progress(void *ctx, uint64_t requests, int64_t now_ps)
     if (t - p->since_ms < 1000 || t - p->shown_ms < 200)
         return;
     p->shown_ms = t;
-    fprintf(stderr, "\r%-14s %10lu requests, %.1f min of trace, %.1f s ", p->run->opt.policy, requests,
-            ms_from_ps(now_ps) / 60000, (t - p->since_ms) / 1000);
+    fprintf(stderr, "\r%-14s %10lu requests, %.1f min of trace, %.1f s ", p->run->opt.policy,
+            requests, ms_from_ps(now_ps) / 60000, (t - p->since_ms) / 1000);
     fflush(stderr);
 }
 
@@ -399,7 +399,8 @@ static int write_reports(struct cli *c)
     if (c->report_path) {
         FILE *f = to_stdout ? stdout : fopen(c->report_path, "w");
         if (!f)
-            return complain("cannot write %s: check the folder and its permissions", c->report_path);
+            return complain("cannot write %s: check the folder and its permissions",
+                            c->report_path);
         int rc = report_write_json(f, reports, c->n_policies, c->canonical);
         rc |= to_stdout ? fflush(f) : fclose(f);
         if (rc)
@@ -423,7 +424,9 @@ static int replay(struct cli *c)
     for (uint32_t i = 0; i < c->opt.n_paths; i++) {
         if (!strcmp(c->opt.paths[i], "-") && (c->n_policies > 1) && !c->stdin_data) {
             if (c->opt.n_paths > 1)
-                return complain("standard input cannot be mixed with files when several policies read it%s", "");
+                return complain(
+                    "standard input cannot be mixed with files when several policies read it%s",
+                    "");
             if ((rc = read_stdin(c)))
                 return rc;
         }

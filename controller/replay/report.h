@@ -17,7 +17,7 @@ struct report_request {
     uint64_t row;
     int64_t arrival_ps, first_admit_ps, first_token_ps, second_token_ps, end_ps;
     uint32_t prompt_tok, output_tok;
-    uint32_t reused_tok;   /* prompt tokens found in the cache, first admission */
+    uint32_t reused_tok;     /* prompt tokens found in the cache, first admission */
     uint32_t reused_all_tok; /* all admissions */
     uint32_t preemptions, retries;
     uint32_t worker, prefill_worker; /* CORE_NO_WORKER: none */
@@ -45,7 +45,8 @@ struct report_info {
     uint32_t concurrency; /* 0: open loop */
 };
 
-struct report *report_new(const struct report_info *info); /* info's pointers are borrowed; NULL: no memory */
+struct report *
+report_new(const struct report_info *info); /* info's pointers are borrowed; NULL: no memory */
 void report_free(struct report *r);
 
 /* Every request ends here exactly once, completed or not. */
@@ -62,7 +63,8 @@ void report_finish(struct report *r, int64_t duration_ps, uint64_t passes, doubl
 /* JSON. canonical: without wall_time_ms, processed_*_per_s (same bytes for same input and seed).
  * One report per policy: an array under "runs" when n > 1, the plain object when n == 1.
  * 0 or WEIR_E_IO / WEIR_E_NOMEM. */
-WEIR_NODISCARD int report_write_json(FILE *out, struct report *const *r, uint32_t n, bool canonical);
+WEIR_NODISCARD int report_write_json(FILE *out, struct report *const *r, uint32_t n,
+                                     bool canonical);
 
 /* The comparison, best value of each column marked; colour only when `colour`. width: terminal
  * columns (0: unknown, 100 is used). */
@@ -72,7 +74,8 @@ void report_print_table(FILE *out, struct report *const *r, uint32_t n, int widt
 struct report_summary {
     uint64_t requests, completed, rejected, slo_met, preemptions;
     double duration_ms, goodput_rps, slo_attainment, reuse;
-    double mean_ttft_ms, p50_ttft_ms, p90_ttft_ms, p99_ttft_ms, mean_tpot_ms, p99_tpot_ms, mean_e2e_ms, p99_e2e_ms, mean_itl_ms;
+    double mean_ttft_ms, p50_ttft_ms, p90_ttft_ms, p99_ttft_ms, mean_tpot_ms, p99_tpot_ms,
+        mean_e2e_ms, p99_e2e_ms, mean_itl_ms;
     double gpu_hours;
 };
 void report_summarise(const struct report *r, struct report_summary *out);
@@ -81,7 +84,9 @@ void report_summarise(const struct report *r, struct report_summary *out);
  * standard output). policy is written into each line. */
 struct request_log;
 struct request_log *request_log_open(const char *path, char *error); /* TRACE_ERROR_BYTES */
-WEIR_NODISCARD int request_log_add(struct request_log *l, const char *policy, const struct report_request *q);
-WEIR_NODISCARD int request_log_close(struct request_log *l); /* flushes; WEIR_E_IO if anything failed */
+WEIR_NODISCARD int request_log_add(struct request_log *l, const char *policy,
+                                   const struct report_request *q);
+WEIR_NODISCARD int
+request_log_close(struct request_log *l); /* flushes; WEIR_E_IO if anything failed */
 
 #endif

@@ -64,10 +64,19 @@ double dtype_bytes(const char *name)
         const char *name;
         double bytes;
     } types[] = {
-        {"bf16", 2},  {"bfloat16", 2}, {"fp16", 2}, {"float16", 2}, {"half", 2}, {"fp32", 4},
-        {"fp8", 1},   {"fp8_e4m3", 1}, {"fp8_e5m2", 1}, {"int8", 1},
+        {"bf16", 2},
+        {"bfloat16", 2},
+        {"fp16", 2},
+        {"float16", 2},
+        {"half", 2},
+        {"fp32", 4},
+        {"fp8", 1},
+        {"fp8_e4m3", 1},
+        {"fp8_e5m2", 1},
+        {"int8", 1},
         {"int4", 0.5 + 2.0 / 128}, /* a 16-bit scale per 128 weights */
-        {"fp4", 0.5 + 1.0 / 16}, {"nvfp4", 0.5 + 1.0 / 16}, /* an 8-bit scale per 16 weights */
+        {"fp4", 0.5 + 1.0 / 16},
+        {"nvfp4", 0.5 + 1.0 / 16}, /* an 8-bit scale per 16 weights */
         {"mxfp4", 0.5 + 1.0 / 32}, /* an 8-bit scale per 32 weights */
     };
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
@@ -81,7 +90,7 @@ double dtype_bytes(const char *name)
 
 /* One config.json being read; the first complaint wins. */
 struct reader {
-    yyjson_val *root;   /* the language model's part */
+    yyjson_val *root; /* the language model's part */
     const char *name;
     char *error;
     int rc;
@@ -144,8 +153,9 @@ static void get_text(yyjson_val *object, const char *key, char *to, size_t n)
 static void refuse_foreign(struct reader *r, struct model_shape *m)
 {
     static const char *const foreign[] = {
-        "mamba_d_state",   "mamba_num_heads",    "ssm_cfg", "state_size", "linear_num_key_heads",
-        "interleave_moe_layer_step", "time_step_rank", "hybrid_override_pattern",
+        "mamba_d_state",  "mamba_num_heads",         "ssm_cfg",
+        "state_size",     "linear_num_key_heads",    "interleave_moe_layer_step",
+        "time_step_rank", "hybrid_override_pattern",
     };
     for (size_t i = 0; i < sizeof foreign / sizeof foreign[0]; i++) {
         if (yyjson_obj_get(r->root, foreign[i]))
@@ -155,13 +165,14 @@ static void refuse_foreign(struct reader *r, struct model_shape *m)
         complain(r, "is_encoder_decoder", "expected a decoder-only model");
     yyjson_val *types = yyjson_obj_get(r->root, "layer_types"), *type;
     size_t i, n;
-    yyjson_arr_foreach(types, i, n, type) {
+    yyjson_arr_foreach (types, i, n, type) {
         if (yyjson_equals_str(type, "sliding_attention"))
             m->sliding = true;
         else if (!yyjson_equals_str(type, "full_attention"))
             complain(r, "layer_types", "layers that this roofline does not know; measure instead");
     }
-    if (!types && get_bool(r, "use_sliding_window", true) && get_optional(r, "sliding_window", UINT32_MAX))
+    if (!types && get_bool(r, "use_sliding_window", true) &&
+        get_optional(r, "sliding_window", UINT32_MAX))
         m->sliding = true;
 }
 
@@ -207,7 +218,8 @@ static uint32_t moe_layers(struct reader *r, const struct model_shape *m)
 
 static void read_mlp(struct reader *r, struct model_shape *m)
 {
-    static const char plain[] = "opt gpt2 gptj gpt_neox bloom falcon phi mpt starcoder2 gpt_bigcode";
+    static const char plain[] =
+        "opt gpt2 gptj gpt_neox bloom falcon phi mpt starcoder2 gpt_bigcode";
     m->plain_mlp = word_in(plain, m->type);
     double matrices = m->plain_mlp ? 2 : 3, h = m->hidden;
 
@@ -218,7 +230,8 @@ static void read_mlp(struct reader *r, struct model_shape *m)
         m->experts = get_optional(r, "n_routed_experts", 65536);
     if (m->experts <= 1) {
         m->experts = 0;
-        m->mlp = m->layers * matrices * h * get_count(r, "intermediate_size", 10000000, 4 * m->hidden);
+        m->mlp =
+            m->layers * matrices * h * get_count(r, "intermediate_size", 10000000, 4 * m->hidden);
         return;
     }
     m->experts_active = get_optional(r, "num_experts_per_tok", 65536);
@@ -299,7 +312,8 @@ int model_shape_read(struct model_shape *m, const char *name, const char *json, 
         return WEIR_E_INPUT;
     }
     /* yyjson only writes to the input with YYJSON_READ_INSITU. */
-    yyjson_doc *doc = yyjson_read_opts((char *)(uintptr_t)json, len, YYJSON_READ_NOFLAG, NULL, &why);
+    yyjson_doc *doc =
+        yyjson_read_opts((char *)(uintptr_t)json, len, YYJSON_READ_NOFLAG, NULL, &why);
     if (!doc) {
         if (why.code == YYJSON_READ_ERROR_MEMORY_ALLOCATION) {
             ytree_error(error, "%.256s: out of memory while reading it", name);

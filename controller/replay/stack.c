@@ -29,11 +29,11 @@ static const struct step_params default_step = {
 /* What one load carries around. */
 struct load {
     struct stack *stack;
-    const char *name;              /* of the file, for messages */
-    const char *path;              /* of the file on disk; NULL: from memory */
+    const char *name; /* of the file, for messages */
+    const char *path; /* of the file on disk; NULL: from memory */
     const char *const *profile_dirs;
     char *error;
-    struct ytree_node *pool;       /* being read */
+    struct ytree_node *pool; /* being read */
 };
 
 /* ---- defaults ---- */
@@ -98,11 +98,11 @@ static const char *where_of(const struct load *l, const struct ytree_node *n, co
     return out;
 }
 
-static int fail(const struct load *l, const struct ytree_node *n, const char *path,
-                const char *fmt, ...) __attribute__((format(printf, 4, 5)));
+static int fail(const struct load *l, const struct ytree_node *n, const char *path, const char *fmt,
+                ...) __attribute__((format(printf, 4, 5)));
 
-static int fail(const struct load *l, const struct ytree_node *n, const char *path,
-                const char *fmt, ...)
+static int fail(const struct load *l, const struct ytree_node *n, const char *path, const char *fmt,
+                ...)
 {
     char what[STACK_ERROR_BYTES], where[WHERE_BYTES];
     va_list ap;
@@ -118,8 +118,7 @@ static int unknown_key(const struct load *l, const struct ytree_node *n, enum ke
 {
     char hint[STACK_ERROR_BYTES], where[WHERE_BYTES];
     key_suggest(scope, prefix, n->key, hint, sizeof hint);
-    ytree_error(l->error, "%s: unknown key; %s",
-                where_of(l, n, path, n->key, where), hint);
+    ytree_error(l->error, "%s: unknown key; %s", where_of(l, n, path, n->key, where), hint);
     return WEIR_E_INPUT;
 }
 
@@ -382,8 +381,8 @@ static int sort_faults(struct stack *s)
             uint32_t end = n - start > 2 * width ? start + 2 * width : n;
             uint32_t a = start, b = mid;
             for (uint32_t o = start; o < end; o++)
-                to[o] = a < mid && (b == end || from[a].at_ps <= from[b].at_ps) ? from[a++]
-                                                                                : from[b++];
+                to[o] =
+                    a < mid && (b == end || from[a].at_ps <= from[b].at_ps) ? from[a++] : from[b++];
         }
         struct fault *swap = from;
         from = to;
@@ -511,15 +510,18 @@ static bool pools_sound(const struct stack *s, char *what)
     if (workers > 0 && workers <= CLUSTER_MAX_WORKERS && prefill == decode)
         return true;
     if (workers == 0)
-        (void)snprintf(what, WHAT_BYTES, "pools: no pool, so zero workers; expected at least one, as "
+        (void)snprintf(what, WHAT_BYTES,
+                       "pools: no pool, so zero workers; expected at least one, as "
                        "pools: [{workers: 8}]");
     else if (workers > CLUSTER_MAX_WORKERS)
         (void)snprintf(what, WHAT_BYTES, "pools: %" PRIu64 " workers; expected at most %u", workers,
                        CLUSTER_MAX_WORKERS);
     else
-        (void)snprintf(what, WHAT_BYTES, "pools: a %s pool without a %s pool; add a pool with role: "
-                       "%s, or change role to both", prefill ? "prefill" : "decode",
-                       prefill ? "decode" : "prefill", prefill ? "decode" : "prefill");
+        (void)snprintf(what, WHAT_BYTES,
+                       "pools: a %s pool without a %s pool; add a pool with role: "
+                       "%s, or change role to both",
+                       prefill ? "prefill" : "decode", prefill ? "decode" : "prefill",
+                       prefill ? "decode" : "prefill");
     return false;
 }
 
@@ -599,7 +601,8 @@ static bool fault_sound(const struct stack *s, const struct domains *d, uint32_t
     if (f->domain[0] && (domains_have(d, f->domain) || domains_have(d, below)))
         return true;
     (void)snprintf(what, WHAT_BYTES,
-                   "faults[%" PRIu32 "].domain: no worker is at or below '%s'; set domain in a pool, "
+                   "faults[%" PRIu32
+                   "].domain: no worker is at or below '%s'; set domain in a pool, "
                    "or name a worker",
                    i, f->domain);
     return false;
@@ -732,8 +735,10 @@ static int target_pools(const struct stack *s, char **key, struct target *t, cha
     char *which = *key + 6;
     char *rest = strchr(which, '.');
     if (!rest) {
-        ytree_error(error, "--set %.128s: expected a key of a pool behind it, as "
-                    "pools.0.engine.max_num_seqs", *key);
+        ytree_error(error,
+                    "--set %.128s: expected a key of a pool behind it, as "
+                    "pools.0.engine.max_num_seqs",
+                    *key);
         return WEIR_E_INPUT;
     }
     size_t n = (size_t)(rest - which);
@@ -790,8 +795,7 @@ static int target_find(const struct stack *s, char *key, const char *whole, stru
     }
     static const enum key_scope order[] = {SCOPE_STACK, SCOPE_ENGINE, SCOPE_POOL, SCOPE_STEP};
     for (unsigned i = 0; i < 4 && !t->key; i++) {
-        if ((wanted == SCOPE_COUNT || wanted == order[i]) &&
-            !(in_pool && order[i] == SCOPE_STACK))
+        if ((wanted == SCOPE_COUNT || wanted == order[i]) && !(in_pool && order[i] == SCOPE_STACK))
             t->key = key_find(order[i], prefix, rest, &t->negated);
     }
     if (!t->key) {
@@ -810,12 +814,9 @@ static int target_find(const struct stack *s, char *key, const char *whole, stru
 static void *base_in_pool(struct stack_pool *p, enum key_scope scope)
 {
     switch (scope) {
-    case SCOPE_ENGINE:
-        return &p->worker.engine;
-    case SCOPE_STEP:
-        return &p->worker.engine.step.params;
-    default:
-        return p;
+    case SCOPE_ENGINE: return &p->worker.engine;
+    case SCOPE_STEP: return &p->worker.engine.step.params;
+    default: return p;
     }
 }
 
@@ -825,8 +826,8 @@ static int set_in_pool(struct stack_pool *pool, const struct target *t,
 {
     struct stack_pool changed = *pool;
     const char *part = "", *why = "";
-    int rc = key_read(t->key, base_in_pool(&changed, t->key->scope), value, t->negated, where,
-                      error);
+    int rc =
+        key_read(t->key, base_in_pool(&changed, t->key->scope), value, t->negated, where, error);
     if (rc)
         return rc;
     if (finish_pool(&changed, &part, &why)) {
@@ -937,7 +938,8 @@ static void print_fault(FILE *out, const struct fault *f)
     bool first = true;
     for (unsigned i = 0; i < n_stack_keys; i++) {
         const struct key *k = &stack_keys[i];
-        if (k->scope != SCOPE_FAULT || (strcmp(k->name, "worker") == 0 && f->worker == UINT32_MAX) ||
+        if (k->scope != SCOPE_FAULT ||
+            (strcmp(k->name, "worker") == 0 && f->worker == UINT32_MAX) ||
             (strcmp(k->name, "domain") == 0 && f->worker != UINT32_MAX) ||
             (strcmp(k->name, "factor") == 0 && f->kind != FAULT_SLOW))
             continue;
@@ -1000,16 +1002,10 @@ void stack_print(FILE *out, const struct stack *s)
 static void print_type(FILE *out, const struct key *k, bool markdown)
 {
     switch (k->type) {
-    case KEY_BOOL:
-        (void)fputs("true, false", out);
-        break;
+    case KEY_BOOL: (void)fputs("true, false", out); break;
     case KEY_U32:
-    case KEY_U64:
-        (void)fprintf(out, "whole %.15g..%.15g", k->min, k->max);
-        break;
-    case KEY_REAL:
-        (void)fprintf(out, "number %.6g..%.6g", k->min, k->max);
-        break;
+    case KEY_U64: (void)fprintf(out, "whole %.15g..%.15g", k->min, k->max); break;
+    case KEY_REAL: (void)fprintf(out, "number %.6g..%.6g", k->min, k->max); break;
     case KEY_MS:
         (void)fprintf(out, "number %.6g..%.6g%s", k->min, k->max, k->none ? ", none" : "");
         break;
@@ -1017,18 +1013,10 @@ static void print_type(FILE *out, const struct key *k, bool markdown)
         for (const char *c = k->choices; *c; c++)
             (void)fputs(*c == ' ' ? ", " : (char[]){*c, '\0'}, out);
         break;
-    case KEY_TEXT:
-        (void)fprintf(out, "text, at most %zu bytes", k->cap - 1);
-        break;
-    case KEY_REALS:
-        (void)fprintf(out, "list of at most %zu numbers", k->cap);
-        break;
-    case KEY_GRID:
-        (void)fprintf(out, "list of at most %zu rows of numbers", k->cap);
-        break;
-    case KEY_INNER:
-        (void)fputs("keys of its own", out);
-        break;
+    case KEY_TEXT: (void)fprintf(out, "text, at most %zu bytes", k->cap - 1); break;
+    case KEY_REALS: (void)fprintf(out, "list of at most %zu numbers", k->cap); break;
+    case KEY_GRID: (void)fprintf(out, "list of at most %zu rows of numbers", k->cap); break;
+    case KEY_INNER: (void)fputs("keys of its own", out); break;
     }
     if (k->unit)
         (void)fprintf(out, markdown ? " (%s)" : " %s", k->unit);
@@ -1130,8 +1118,9 @@ void stack_print_reference(FILE *out, bool markdown)
                     out);
     for (unsigned scope = 0; scope < SCOPE_COUNT; scope++) {
         (void)fprintf(out,
-                      markdown ? "\n## %s\n\n| key | value | default | meaning |\n|---|---|---|---|\n"
-                               : "\n%s\n",
+                      markdown
+                          ? "\n## %s\n\n| key | value | default | meaning |\n|---|---|---|---|\n"
+                          : "\n%s\n",
                       titles[scope]);
         for (unsigned i = 0; i < n_stack_keys; i++) {
             if (stack_keys[i].scope == scope)

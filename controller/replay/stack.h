@@ -21,7 +21,8 @@ struct stack_pool {
     char name[STACK_NAME_BYTES];
     char profile[STACK_PATH_BYTES]; /* name or path; empty: inline step or default */
     uint32_t workers;
-    struct worker_config worker; /* one description for all workers of the pool; domain is a pattern: {i} is the worker's index in the pool */
+    struct worker_config
+        worker; /* one description for all workers of the pool; domain is a pattern: {i} is the worker's index in the pool */
 };
 
 struct stack_policy_param {
@@ -34,13 +35,13 @@ struct stack {
     uint32_t n_pools;
 
     /* hand-over between prefill and decode pools */
-    struct link_config link;  /* one per prefill worker's uplink */
+    struct link_config link; /* one per prefill worker's uplink */
     enum handoff_mode handoff;
     enum transfer_mode transfer;
     int64_t kv_lease_ps; /* prefill side frees the KV then; PS_NEVER: never */
 
     /* what the shadow sees, and how late (DESIGN 2) */
-    int64_t telemetry_poll_ps;  /* 0: always fresh */
+    int64_t telemetry_poll_ps;    /* 0: always fresh */
     int64_t cache_event_delay_ps; /* after the end of the step that made them */
 
     /* SLO for goodput; PS_NEVER: not part of it */
@@ -69,8 +70,8 @@ void stack_default(struct stack *s, uint32_t workers);
  * profile_dirs: NULL-terminated list searched for profile names. stack_deinit frees in any case. */
 WEIR_NODISCARD int stack_load(struct stack *s, const char *path, const char *const *profile_dirs,
                               char *error);
-WEIR_NODISCARD int stack_load_memory(struct stack *s, const char *name, const char *text, size_t len,
-                                     const char *const *profile_dirs, char *error);
+WEIR_NODISCARD int stack_load_memory(struct stack *s, const char *name, const char *text,
+                                     size_t len, const char *const *profile_dirs, char *error);
 
 /* Sets one key as on the command line ("--set pools.0.engine.max_num_seqs=64" or a bare engine flag name
  * applied to every pool). Same errors. */
@@ -86,7 +87,8 @@ WEIR_NODISCARD int profile_load(struct step_params *p, uint64_t *kv_bytes_per_to
 
 /* The failure-domain path of a pool's worker: its pattern with {i} (index in the pool) and {i/N} filled
  * in. False: malformed or too long (stack_check refuses those). */
-bool stack_worker_domain(const struct stack_pool *p, uint32_t index, char out[CLUSTER_DOMAIN_BYTES]);
+bool stack_worker_domain(const struct stack_pool *p, uint32_t index,
+                         char out[CLUSTER_DOMAIN_BYTES]);
 
 /* Whether a worker's path is at or below a fault's domain: "rack1/node0" is in "rack1", not in "rack". */
 bool stack_domain_within(const char *path, const char *domain);

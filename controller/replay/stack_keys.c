@@ -369,7 +369,8 @@ static unsigned slip_limit(const char *word)
 }
 
 /* Nearest of words within `limit` edits; a word that begins with what was written counts as one. */
-static bool nearest_within(const char *words, const char *plain, unsigned limit, char *out, size_t n)
+static bool nearest_within(const char *words, const char *plain, unsigned limit, char *out,
+                           size_t n)
 {
     char each[WORD_BYTES];
     unsigned best = UINT32_MAX;
@@ -399,8 +400,8 @@ static const struct key *key_elsewhere(const char *plain)
         const struct key *k = &stack_keys[i];
         const char *last = strrchr(k->name, '.');
         bool negated;
-        if (k->scope != SCOPE_PROFILE && (strcmp(last ? last + 1 : k->name, plain) == 0 ||
-                                          has_alias(k, plain, &negated)))
+        if (k->scope != SCOPE_PROFILE &&
+            (strcmp(last ? last + 1 : k->name, plain) == 0 || has_alias(k, plain, &negated)))
             return k;
     }
     return NULL;
@@ -414,8 +415,8 @@ void key_suggest(enum key_scope scope, const char *prefix, const char *name, cha
     for (unsigned i = 0; i < n_stack_keys; i++) {
         const char *own = stack_keys[i].scope == scope ? below(&stack_keys[i], prefix) : NULL;
         if (own && used < sizeof words)
-            used += (size_t)snprintf(words + used, sizeof words - used, "%s%s", used ? " " : "",
-                                     own);
+            used +=
+                (size_t)snprintf(words + used, sizeof words - used, "%s%s", used ? " " : "", own);
     }
     const struct key *other = scope == SCOPE_PROFILE ? NULL : key_elsewhere(plain);
     if (nearest_within(words, plain, 1, near, sizeof near)) {
@@ -446,16 +447,13 @@ static int refuse(const struct key *k, const struct ytree_node *n, const char *w
 
     describe_range(k, range, sizeof range);
     switch (k->type) {
-    case KEY_BOOL:
-        (void)snprintf(expected, sizeof expected, "true or false");
-        break;
+    case KEY_BOOL: (void)snprintf(expected, sizeof expected, "true or false"); break;
     case KEY_U32:
-    case KEY_U64:
-        (void)snprintf(expected, sizeof expected, "a whole number %s", range);
-        break;
+    case KEY_U64: (void)snprintf(expected, sizeof expected, "a whole number %s", range); break;
     case KEY_REAL:
     case KEY_MS:
-        (void)snprintf(expected, sizeof expected, "a number %s%s", range, k->none ? ", or none" : "");
+        (void)snprintf(expected, sizeof expected, "a number %s%s", range,
+                       k->none ? ", or none" : "");
         break;
     case KEY_CHOICE:
         (void)snprintf(expected, sizeof expected, "one of: %s", k->choices);
@@ -463,11 +461,12 @@ static int refuse(const struct key *k, const struct ytree_node *n, const char *w
             (void)snprintf(hint, sizeof hint, "; did you mean %s?", near);
         break;
     case KEY_TEXT:
-        (void)snprintf(expected, sizeof expected, "text of %.0f..%zu bytes without control characters",
-                       k->min, k->cap - 1);
+        (void)snprintf(expected, sizeof expected,
+                       "text of %.0f..%zu bytes without control characters", k->min, k->cap - 1);
         break;
     case KEY_REALS:
-        (void)snprintf(expected, sizeof expected, "a list of at most %zu numbers %s", k->cap, range);
+        (void)snprintf(expected, sizeof expected, "a list of at most %zu numbers %s", k->cap,
+                       range);
         break;
     case KEY_GRID:
         (void)snprintf(expected, sizeof expected,
@@ -565,8 +564,8 @@ static bool read_list(const struct key *k, const struct ytree_node *n, double *t
 
 /* Lists that share a count (a table's axis and its values) may come in either order: each sets it if
  * it is still 0 and must agree with it otherwise; the caller resets the counts before a new table. */
-static int read_reals(const struct key *k, char *base, const struct ytree_node *n, const char *where,
-                      char *error)
+static int read_reals(const struct key *k, char *base, const struct ytree_node *n,
+                      const char *where, char *error)
 {
     double list[STEP_TABLE_MAX] = {0};
     uint32_t count = 0, known = 0;
@@ -670,14 +669,10 @@ int key_read(const struct key *k, void *base, const struct ytree_node *n, bool n
             return refuse(k, n, where, error);
         memcpy(to, &word, sizeof word);
         return WEIR_OK;
-    case KEY_TEXT:
-        return read_text(k, n, to) ? WEIR_OK : refuse(k, n, where, error);
-    case KEY_REALS:
-        return read_reals(k, base, n, where, error);
-    case KEY_GRID:
-        return read_grid(k, base, n, where, error);
-    case KEY_INNER:
-        break;
+    case KEY_TEXT: return read_text(k, n, to) ? WEIR_OK : refuse(k, n, where, error);
+    case KEY_REALS: return read_reals(k, base, n, where, error);
+    case KEY_GRID: return read_grid(k, base, n, where, error);
+    case KEY_INNER: break;
     }
     return refuse(k, n, where, error);
 }
@@ -767,9 +762,7 @@ void key_print(FILE *out, const struct key *k, const void *base)
     int64_t ps = 0;
 
     switch (k->type) {
-    case KEY_BOOL:
-        (void)fputs(*(const bool *)(const void *)at ? "true" : "false", out);
-        break;
+    case KEY_BOOL: (void)fputs(*(const bool *)(const void *)at ? "true" : "false", out); break;
     case KEY_U32:
         memcpy(&word, at, sizeof word);
         (void)fprintf(out, "%" PRIu32, word);
@@ -793,12 +786,8 @@ void key_print(FILE *out, const struct key *k, const void *base)
         memcpy(&word, at, sizeof word);
         print_choice(out, k, word);
         break;
-    case KEY_TEXT:
-        print_quoted(out, at);
-        break;
-    case KEY_REALS:
-        print_list(out, (const double *)(const void *)at, list_length(k, base));
-        break;
+    case KEY_TEXT: print_quoted(out, at); break;
+    case KEY_REALS: print_list(out, (const double *)(const void *)at, list_length(k, base)); break;
     case KEY_GRID: {
         const struct step_params *p = base;
         (void)fputc('[', out);
@@ -809,31 +798,23 @@ void key_print(FILE *out, const struct key *k, const void *base)
         (void)fputc(']', out);
         break;
     }
-    case KEY_INNER:
-        break;
+    case KEY_INNER: break;
     }
 }
 
 static size_t value_bytes(const struct key *k)
 {
     switch (k->type) {
-    case KEY_BOOL:
-        return sizeof(bool);
+    case KEY_BOOL: return sizeof(bool);
     case KEY_U32:
-    case KEY_CHOICE:
-        return sizeof(uint32_t);
+    case KEY_CHOICE: return sizeof(uint32_t);
     case KEY_U64:
     case KEY_REAL:
-    case KEY_MS:
-        return sizeof(uint64_t);
-    case KEY_TEXT:
-        return k->cap;
-    case KEY_REALS:
-        return k->cap * sizeof(double);
-    case KEY_GRID:
-        return k->cap * k->cap * sizeof(double);
-    case KEY_INNER:
-        return 0;
+    case KEY_MS: return sizeof(uint64_t);
+    case KEY_TEXT: return k->cap;
+    case KEY_REALS: return k->cap * sizeof(double);
+    case KEY_GRID: return k->cap * k->cap * sizeof(double);
+    case KEY_INNER: return 0;
     }
     return 0;
 }

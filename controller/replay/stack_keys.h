@@ -48,9 +48,9 @@ struct key {
     double min, max;     /* numbers, elements; KEY_TEXT: min is the least length */
     bool none;           /* KEY_MS: `none` is allowed (PS_NEVER) */
     const char *choices;
-    const char *def;     /* as written in YAML; NULL: see default_note, or the engine's own default */
+    const char *def; /* as written in YAML; NULL: see default_note, or the engine's own default */
     const char *default_note; /* reference only: "required" and the like */
-    unsigned only;       /* bits of sched_kind or step_form it matters to; 0: all */
+    unsigned only;            /* bits of sched_kind or step_form it matters to; 0: all */
     size_t offset, cap, count_offset;
     const char *help;
 };
@@ -84,8 +84,8 @@ bool nearest_word(const char *words, const char *word, char *out, size_t n);
 
 /* Reads a node into base + offset. `where` ("file:line: path") starts the message. 0 or
  * WEIR_E_INPUT. */
-WEIR_NODISCARD int key_read(const struct key *k, void *base, const struct ytree_node *n, bool negated,
-                            const char *where, char *error);
+WEIR_NODISCARD int key_read(const struct key *k, void *base, const struct ytree_node *n,
+                            bool negated, const char *where, char *error);
 
 /* Applies the table's defaults of one scope. */
 void key_defaults(enum key_scope scope, void *base);

@@ -47,7 +47,7 @@ struct row {
     uint64_t in_tok, out_tok, max_tok;
     uint64_t session, tenant;
     int32_t priority;
-    uint32_t n_ids;  /* in trace.ids: hash ids, or chained keys if `chained` */
+    uint32_t n_ids; /* in trace.ids: hash ids, or chained keys if `chained` */
     bool chained;
     uint64_t output_ids;
     bool has_output_ids;
@@ -84,7 +84,7 @@ struct trace {
     char **paths;
     size_t n_paths, next_path;
     struct input *in;
-    uint64_t file_rows; /* good, bad or failed, in this file */
+    uint64_t file_rows;  /* good, bad or failed, in this file */
     uint64_t blank_line; /* an empty line waiting to be the last, 0: none */
     const char *line;
     size_t len;
@@ -189,8 +189,10 @@ static int want_tokens(struct trace *t, const char *name, yyjson_val *v, uint64_
         return 0;
     }
     char b[QUOTE_BYTES];
-    return bad(t, "expected %s to be a whole number of tokens, 0 to %u, found %s; correct the row or "
-               "leave it out (--skip-bad)", name, TRACE_TOKENS_MAX, found(b, v));
+    return bad(t,
+               "expected %s to be a whole number of tokens, 0 to %u, found %s; correct the row or "
+               "leave it out (--skip-bad)",
+               name, TRACE_TOKENS_MAX, found(b, v));
 }
 
 static int want_ms(struct trace *t, const char *name, yyjson_val *v, wide_ps *out)
@@ -206,8 +208,10 @@ static int want_ms(struct trace *t, const char *name, yyjson_val *v, wide_ps *ou
         return 0;
     }
     char b[QUOTE_BYTES];
-    return bad(t, "expected %s in milliseconds, a number from 0 to 2^53, found %s; correct the row or "
-               "leave it out (--skip-bad)", name, found(b, v));
+    return bad(t,
+               "expected %s in milliseconds, a number from 0 to 2^53, found %s; correct the row or "
+               "leave it out (--skip-bad)",
+               name, found(b, v));
 }
 
 static int want_delay(struct trace *t, const char *name, yyjson_val *v, int64_t *out)
@@ -287,10 +291,12 @@ static int want_ids(struct trace *t, yyjson_val *v, struct row *r)
     if (rc)
         return rc;
     yyjson_val *e;
-    yyjson_arr_foreach(v, i, max, e) {
+    yyjson_arr_foreach (v, i, max, e) {
         if (!yyjson_is_int(e))
-            return bad(t, "expected hash_ids to be an array of whole numbers of 64 bits, found %s at "
-                       "index %zu", found(b, e), i);
+            return bad(t,
+                       "expected hash_ids to be an array of whole numbers of 64 bits, found %s at "
+                       "index %zu",
+                       found(b, e), i);
         t->ids[i] = yyjson_get_uint(e); /* a negative id is as good a name as any */
     }
     if (n > UINT32_MAX)
@@ -332,9 +338,10 @@ static yyjson_doc *parse_json(struct trace *t, yyjson_alc *alc, int *rc)
     } else {
         size_t at = err.pos < t->len ? err.pos : t->len;
         const char *s = t->line + at;
-        *rc = bad(t, "expected a JSON object, found %s at column %zu (near '%s'); is the line cut off "
-                  "or not UTF-8?", err.msg, at + 1,
-                  input_quote(b, sizeof b, s, t->len - at, QUOTE_CHARS));
+        *rc = bad(t,
+                  "expected a JSON object, found %s at column %zu (near '%s'); is the line cut off "
+                  "or not UTF-8?",
+                  err.msg, at + 1, input_quote(b, sizeof b, s, t->len - at, QUOTE_CHARS));
     }
     return NULL;
 }
@@ -368,19 +375,31 @@ struct field_name {
 };
 
 static const struct field_name mooncake_fields[] = {
-    {"timestamp", F_TIME},       {"created_time", F_TIME},      {"input_length", F_IN},
-    {"input_tokens", F_IN},      {"output_length", F_OUT},      {"output_tokens", F_OUT},
-    {"hash_ids", F_IDS},         {"session_id", F_SESSION},     {"delay", F_DELAY},
-    {"delay_ms", F_DELAY},       {"output_token_ids", F_OUTPUT_IDS}, {"request_id", F_REQUEST_ID},
-    {"priority", F_PRIORITY},    {"strict_priority", F_STRICT}, {"policy_class", F_CLASS},
-    {"tenant", F_TENANT},        {"user", F_TENANT},            {NULL, F_N},
+    {"timestamp", F_TIME},
+    {"created_time", F_TIME},
+    {"input_length", F_IN},
+    {"input_tokens", F_IN},
+    {"output_length", F_OUT},
+    {"output_tokens", F_OUT},
+    {"hash_ids", F_IDS},
+    {"session_id", F_SESSION},
+    {"delay", F_DELAY},
+    {"delay_ms", F_DELAY},
+    {"output_token_ids", F_OUTPUT_IDS},
+    {"request_id", F_REQUEST_ID},
+    {"priority", F_PRIORITY},
+    {"strict_priority", F_STRICT},
+    {"policy_class", F_CLASS},
+    {"tenant", F_TENANT},
+    {"user", F_TENANT},
+    {NULL, F_N},
 };
 
 static const struct field_name weir_fields[] = {
-    {"arrival_ms", F_TIME},   {"prompt_tok", F_IN}, {"output_tok", F_OUT}, {"max_tokens", F_MAX},
-    {"priority", F_PRIORITY}, {"session", F_SESSION}, {"tenant", F_TENANT}, {"key_tok", F_KEY_TOK},
-    {"keys", F_KEYS},         {"ttft_ms", F_TTFT},  {"e2e_ms", F_E2E},     {"status", F_STATUS},
-    {"delay_ms", F_DELAY},    {"weir", F_WEIR},     {NULL, F_N},
+    {"arrival_ms", F_TIME},   {"prompt_tok", F_IN},   {"output_tok", F_OUT}, {"max_tokens", F_MAX},
+    {"priority", F_PRIORITY}, {"session", F_SESSION}, {"tenant", F_TENANT},  {"key_tok", F_KEY_TOK},
+    {"keys", F_KEYS},         {"ttft_ms", F_TTFT},    {"e2e_ms", F_E2E},     {"status", F_STATUS},
+    {"delay_ms", F_DELAY},    {"weir", F_WEIR},       {NULL, F_N},
 };
 
 static const struct field_name *field_of(const struct field_name *names, yyjson_val *key)
@@ -401,12 +420,13 @@ static int want_keys(struct trace *t, yyjson_val *v, struct row *r)
         return rc;
     yyjson_val *e;
     bool ok = yyjson_is_arr(v) && n <= UINT32_MAX;
-    yyjson_arr_foreach(v, i, max, e) {
+    yyjson_arr_foreach (v, i, max, e) {
         const char *s = yyjson_get_str(e);
         ok = ok && s && yyjson_get_len(e) == 16 && strspn(s, "0123456789abcdef") == 16;
         if (!ok)
-            return bad(t, "expected keys to be strings of 16 hexadecimal digits, found %s at index %zu",
-                       found(b, e), i);
+            return bad(
+                t, "expected keys to be strings of 16 hexadecimal digits, found %s at index %zu",
+                found(b, e), i);
         t->ids[i] = strtoull(s, NULL, 16);
     }
     if (!ok)
@@ -500,13 +520,15 @@ static int parse_json_row(struct trace *t, struct row *r)
     uint32_t seen = 0;
     size_t i, max;
     yyjson_val *key, *v;
-    yyjson_obj_foreach(yyjson_doc_get_root(doc), i, max, key, v) {
+    yyjson_obj_foreach (yyjson_doc_get_root(doc), i, max, key, v) {
         const struct field_name *f = field_of(names, key);
         if (!f->name)
             continue; /* traces carry fields of their own */
         if (seen & 1u << f->field)
-            return bad(t, "expected one %s, found a second one (%s and its other name are the same "
-                       "field)", f->name, f->name);
+            return bad(t,
+                       "expected one %s, found a second one (%s and its other name are the same "
+                       "field)",
+                       f->name, f->name);
         seen |= 1u << f->field;
         rc = take_field(t, f, v, r);
         if (rc)
@@ -526,7 +548,8 @@ static inline const char *scan_short_uint(const char *p, uint64_t *out)
     uint64_t v;
     memcpy(&v, p, 8);
     v ^= UINT64_C(0x3030303030303030);
-    uint64_t other = (v | (v + sixes)) & high; /* carries only run upwards from the first other byte */
+    uint64_t other =
+        (v | (v + sixes)) & high; /* carries only run upwards from the first other byte */
     if (!other)
         return p;
     unsigned bits = (unsigned)__builtin_ctzll(other) & ~7u;
@@ -535,7 +558,8 @@ static inline const char *scan_short_uint(const char *p, uint64_t *out)
     v <<= 64 - bits;
     v = v * 10 + (v >> 8);
     v = ((v & UINT64_C(0x000000ff000000ff)) * UINT64_C(0x000f424000000064) +
-         ((v >> 16) & UINT64_C(0x000000ff000000ff)) * UINT64_C(0x0000271000000001)) >> 32;
+         ((v >> 16) & UINT64_C(0x000000ff000000ff)) * UINT64_C(0x0000271000000001)) >>
+        32;
     *out = v;
     return p + bits / 8;
 #else
@@ -561,7 +585,8 @@ static inline const char *scan_uint(const char *p, uint64_t *out)
     return p;
 }
 
-static const char *scan_member(const char *p, const char *end, const char *name, size_t n, uint64_t *out)
+static const char *scan_member(const char *p, const char *end, const char *name, size_t n,
+                               uint64_t *out)
 {
     if ((size_t)(end - p) < n + 2 || memcmp(p, name, n) || p[n] != ':')
         return NULL;
@@ -668,7 +693,8 @@ static int session_reserve(struct trace *t)
 /* ---- from row to request ------------------------------------------------------------------------ */
 
 /* Names of the slots of a delta row's prompt, see trace.h; s->keys up to the previous prompt stay. */
-static void delta_keys(const struct trace *t, struct session *s, const struct row *r, uint64_t prompt)
+static void delta_keys(const struct trace *t, struct session *s, const struct row *r,
+                       uint64_t prompt)
 {
     uint64_t kt = t->key_tok, bt = t->opt.block_tok;
     uint64_t before = s->prompt_tok, total = s->total_tok; /* 0 and 0 at the first turn */
@@ -700,8 +726,11 @@ static int delta_reserve(struct trace *t, struct session *s, uint64_t prompt)
     if (cap == s->cap)
         return 0;
     if (t->session_keys + cap - s->cap > TRACE_SESSION_KEYS_MAX)
-        return bad(t, "the sessions of this mooncake-delta trace need more than %u keys, the most that "
-                   "are kept; split the trace", TRACE_SESSION_KEYS_MAX);
+        return bad(
+            t,
+            "the sessions of this mooncake-delta trace need more than %u keys, the most that "
+            "are kept; split the trace",
+            TRACE_SESSION_KEYS_MAX);
     uint64_t *p = realloc(s->keys, cap * sizeof *p);
     if (!p)
         return no_memory(t);
@@ -715,20 +744,27 @@ static int check_tokens(struct trace *t, const struct row *r)
 {
     bool weir = t->format == TRACE_WEIR;
     if (!r->has_in || !r->has_out)
-        return bad(t, "expected a field %s, found none; complete the row, or is --trace-format wrong?",
+        return bad(t,
+                   "expected a field %s, found none; complete the row, or is --trace-format wrong?",
                    r->has_in ? (weir ? "output_tok" : "output_length")
                              : (weir ? "prompt_tok" : "input_length"));
     if (!r->in_tok || !r->out_tok)
-        return bad(t, "expected at least 1 token of %s, found 0; correct the row or leave it out "
-                   "(--skip-bad)", r->in_tok ? "output" : "input");
+        return bad(t,
+                   "expected at least 1 token of %s, found 0; correct the row or leave it out "
+                   "(--skip-bad)",
+                   r->in_tok ? "output" : "input");
     if (r->has_output_ids && r->output_ids != r->out_tok)
-        return bad(t, "expected %llu output_token_ids as output_length says, found %llu; correct the row "
-                   "or leave it out (--skip-bad)", (unsigned long long)r->out_tok,
-                   (unsigned long long)r->output_ids);
+        return bad(
+            t,
+            "expected %llu output_token_ids as output_length says, found %llu; correct the row "
+            "or leave it out (--skip-bad)",
+            (unsigned long long)r->out_tok, (unsigned long long)r->output_ids);
     if (r->max_tok && r->max_tok < r->out_tok)
-        return bad(t, "expected max_tokens of at least output_tok, %llu, found %llu; correct the row or "
-                   "leave it out (--skip-bad)", (unsigned long long)r->out_tok,
-                   (unsigned long long)r->max_tok);
+        return bad(
+            t,
+            "expected max_tokens of at least output_tok, %llu, found %llu; correct the row or "
+            "leave it out (--skip-bad)",
+            (unsigned long long)r->out_tok, (unsigned long long)r->max_tok);
     return 0;
 }
 
@@ -740,9 +776,11 @@ static int check_keys(struct trace *t, const struct row *r, uint64_t block_tok)
         return bad(t, "expected key_tok, the tokens that each of the keys covers, found none");
     uint64_t blocks = (r->in_tok + block_tok - 1) / block_tok;
     if (t->format != TRACE_WEIR && blocks != r->n_ids)
-        return bad(t, "expected %llu hash_ids for %llu input tokens in blocks of %llu, found %u; is "
-                   "--trace-block-size right?", (unsigned long long)blocks,
-                   (unsigned long long)r->in_tok, (unsigned long long)block_tok, r->n_ids);
+        return bad(t,
+                   "expected %llu hash_ids for %llu input tokens in blocks of %llu, found %u; is "
+                   "--trace-block-size right?",
+                   (unsigned long long)blocks, (unsigned long long)r->in_tok,
+                   (unsigned long long)block_tok, r->n_ids);
     if (r->n_ids > (r->in_tok + r->out_tok + block_tok - 1) / block_tok)
         return bad(t, "expected at most one key for each %llu of %llu tokens, found %u keys",
                    (unsigned long long)block_tok, (unsigned long long)(r->in_tok + r->out_tok),
@@ -753,22 +791,28 @@ static int check_keys(struct trace *t, const struct row *r, uint64_t block_tok)
 static int check_time(struct trace *t, const struct row *r, struct verdict *v)
 {
     if (!r->has_time && !v->follows)
-        return bad(t, "expected a field %s, found none; only later turns of a session go without one",
+        return bad(t,
+                   "expected a field %s, found none; only later turns of a session go without one",
                    t->format == TRACE_WEIR ? "arrival_ms" : "timestamp");
     if (r->delay_ps && !r->session)
-        return bad(t, "expected a session with the delay, found none; name the session or remove the "
+        return bad(t,
+                   "expected a session with the delay, found none; name the session or remove the "
                    "delay");
     v->arrival_ps = PS_NEVER;
     if (!r->has_time)
         return 0;
     wide_ps rel = t->started ? r->time_ps - t->first_ps : 0;
     if (rel < t->last_ps)
-        return bad(t, "expected a time not before that of the row before, found one %.3f ms earlier; "
-                   "sort the rows by time%s", (double)(t->last_ps - rel) / 1e9,
+        return bad(t,
+                   "expected a time not before that of the row before, found one %.3f ms earlier; "
+                   "sort the rows by time%s",
+                   (double)(t->last_ps - rel) / 1e9,
                    t->n_paths > 1 ? " and name the files in order" : "");
     if (rel > PS_LIMIT)
-        return bad(t, "expected times within 53 days of the first, found one %.0f ms after it; is the "
-                   "unit right?", (double)rel / 1e9);
+        return bad(t,
+                   "expected times within 53 days of the first, found one %.0f ms after it; is the "
+                   "unit right?",
+                   (double)rel / 1e9);
     v->arrival_ps = (int64_t)rel;
     return 0;
 }
@@ -790,7 +834,8 @@ static int check_row(struct trace *t, const struct row *r, struct verdict *v)
     if (rc)
         return rc;
     v->prompt_tok = r->in_tok + (delta && v->follows ? v->session->total_tok : 0);
-    if (v->prompt_tok + r->out_tok > TRACE_TOKENS_MAX * UINT64_C(2) || v->prompt_tok > TRACE_TOKENS_MAX)
+    if (v->prompt_tok + r->out_tok > TRACE_TOKENS_MAX * UINT64_C(2) ||
+        v->prompt_tok > TRACE_TOKENS_MAX)
         return bad(t, "expected a session of at most %u tokens, found %llu", TRACE_TOKENS_MAX,
                    (unsigned long long)v->prompt_tok);
     if (r->session && !v->follows) {
@@ -907,9 +952,9 @@ static const struct {
     const char *name;
     enum csv_column column;
 } csv_names[] = {
-    {"timestamp", COL_TIME},        {"contexttokens", COL_IN},   {"generatedtokens", COL_OUT},
-    {"request tokens", COL_IN},     {"response tokens", COL_OUT}, {"total tokens", COL_TOTAL},
-    {"model", COL_MODEL},           {"log type", COL_LOG},       {"session id", COL_SESSION},
+    {"timestamp", COL_TIME},       {"contexttokens", COL_IN},    {"generatedtokens", COL_OUT},
+    {"request tokens", COL_IN},    {"response tokens", COL_OUT}, {"total tokens", COL_TOTAL},
+    {"model", COL_MODEL},          {"log type", COL_LOG},        {"session id", COL_SESSION},
     {"elapsed time", COL_ELAPSED},
 };
 
@@ -934,12 +979,14 @@ static enum trace_format csv_header(struct trace *t, const char *line, size_t le
     return format;
 }
 
-static int want_column(struct trace *t, const struct text *f, int n, enum csv_column c, const char *name,
-                       struct text *out)
+static int want_column(struct trace *t, const struct text *f, int n, enum csv_column c,
+                       const char *name, struct text *out)
 {
     if (t->column[c] >= n)
-        return bad(t, "expected at least %d columns, found %d: no %s; correct the row or leave it out "
-                   "(--skip-bad)", t->column[c] + 1, n, name);
+        return bad(t,
+                   "expected at least %d columns, found %d: no %s; correct the row or leave it out "
+                   "(--skip-bad)",
+                   t->column[c] + 1, n, name);
     *out = f[t->column[c]];
     return 0;
 }
@@ -958,9 +1005,11 @@ static int want_csv_tokens(struct trace *t, struct text x, const char *name, uin
     char b[QUOTE_BYTES];
     if (ok && i == x.len)
         return 0;
-    return bad(t, "expected %s to be a whole number of tokens, 0 to %u, found '%s'; correct the row or "
-               "leave it out (--skip-bad)", name, TRACE_TOKENS_MAX,
-               input_quote(b, sizeof b, x.s, x.len, QUOTE_CHARS));
+    return bad(
+        t,
+        "expected %s to be a whole number of tokens, 0 to %u, found '%s'; correct the row or "
+        "leave it out (--skip-bad)",
+        name, TRACE_TOKENS_MAX, input_quote(b, sizeof b, x.s, x.len, QUOTE_CHARS));
 }
 
 /* Digits of a fraction behind a point, as picoseconds; digits beyond the 12th are cut. Returns the
@@ -1061,9 +1110,12 @@ static size_t utf8_span(const char *text, size_t len)
         for (size_t k = 1; k <= more; k++) {
             unsigned low = 0x80, high = 0xbf;
             if (k == 1)
-                low = c == 0xe0 ? 0xa0 : c == 0xf0 ? 0x90 : low, high = c == 0xed ? 0x9f
-                                                                       : c == 0xf4 ? 0x8f
-                                                                                   : high;
+                low = c == 0xe0   ? 0xa0
+                      : c == 0xf0 ? 0x90
+                                  : low,
+                high = c == 0xed   ? 0x9f
+                       : c == 0xf4 ? 0x8f
+                                   : high;
             if (s[i + k] < low || s[i + k] > high)
                 return i;
         }
@@ -1088,8 +1140,11 @@ static int parse_csv_extra(struct trace *t, const struct text *f, int n, struct 
         if (rc)
             return rc;
         if (x.len && !take_seconds(x, &ps))
-            return bad(t, "expected Elapsed time in seconds, found '%s'; correct the row or leave it out "
-                       "(--skip-bad)", input_quote(b, sizeof b, x.s, x.len, QUOTE_CHARS));
+            return bad(
+                t,
+                "expected Elapsed time in seconds, found '%s'; correct the row or leave it out "
+                "(--skip-bad)",
+                input_quote(b, sizeof b, x.s, x.len, QUOTE_CHARS));
         r->e2e_ms = x.len ? (double)ps / 1e9 : -1;
     }
     return 0;
@@ -1103,8 +1158,10 @@ static int parse_csv_row(struct trace *t, struct row *r)
     char b[QUOTE_BYTES];
     size_t good = utf8_span(t->line, t->len);
     if (good < t->len)
-        return bad(t, "expected UTF-8 text, found '%s' at column %zu; correct the row or leave it out "
-                   "(--skip-bad)", input_quote(b, sizeof b, t->line + good, t->len - good, 1), good + 1);
+        return bad(t,
+                   "expected UTF-8 text, found '%s' at column %zu; correct the row or leave it out "
+                   "(--skip-bad)",
+                   input_quote(b, sizeof b, t->line + good, t->len - good, 1), good + 1);
     struct text f[CSV_MAX_FIELDS], time, in, out;
     int n = csv_split(t->line, t->len, f), rc;
     if ((rc = want_column(t, f, n, COL_TIME, "timestamp", &time)) ||
@@ -1112,9 +1169,10 @@ static int parse_csv_row(struct trace *t, struct row *r)
         (rc = want_column(t, f, n, COL_OUT, out_name, &out)))
         return rc;
     if (!(azure ? take_date(time, &r->time_ps) : take_seconds(time, &r->time_ps)))
-        return bad(t, "expected a time as %s, found '%s'; correct the row or leave it out (--skip-bad)",
-                   azure ? "2024-05-10 00:00:00.009930+00:00" : "seconds, 0 or more",
-                   input_quote(b, sizeof b, time.s, time.len, QUOTE_CHARS));
+        return bad(
+            t, "expected a time as %s, found '%s'; correct the row or leave it out (--skip-bad)",
+            azure ? "2024-05-10 00:00:00.009930+00:00" : "seconds, 0 or more",
+            input_quote(b, sizeof b, time.s, time.len, QUOTE_CHARS));
     if ((rc = want_csv_tokens(t, in, in_name, &r->in_tok)) ||
         (rc = want_csv_tokens(t, out, out_name, &r->out_tok)))
         return rc;
@@ -1157,9 +1215,11 @@ static int detect_json(struct trace *t)
         if (yyjson_obj_get(root, f->name))
             return 0;
     char b[QUOTE_BYTES];
-    return bad(t, "expected a row of a Mooncake trace (timestamp, input_length, output_length, hash_ids) "
-               "or of weir's request log (arrival_ms, prompt_tok, output_tok), found '%s'",
-               input_quote(b, sizeof b, t->line, t->len, QUOTE_CHARS));
+    return bad(
+        t,
+        "expected a row of a Mooncake trace (timestamp, input_length, output_length, hash_ids) "
+        "or of weir's request log (arrival_ms, prompt_tok, output_tok), found '%s'",
+        input_quote(b, sizeof b, t->line, t->len, QUOTE_CHARS));
 }
 
 /* The first line of a file, in t->line: settles the format, takes a CSV's header. */
@@ -1173,9 +1233,11 @@ static int begin_format(struct trace *t)
         return 0;
     enum trace_format f = csv_header(t, t->line, t->len);
     if (t->format == TRACE_AUTO && f == TRACE_AUTO)
-        return bad(t, "expected a JSON object or the header of an Azure or BurstGPT CSV, found '%s'; is "
-                   "this a trace? If it lacks its header, name --trace-format",
-                   input_quote(b, sizeof b, t->line, t->len, QUOTE_CHARS));
+        return bad(
+            t,
+            "expected a JSON object or the header of an Azure or BurstGPT CSV, found '%s'; is "
+            "this a trace? If it lacks its header, name --trace-format",
+            input_quote(b, sizeof b, t->line, t->len, QUOTE_CHARS));
     if (t->format == TRACE_AUTO)
         t->format = f;
     if (f == t->format) {
@@ -1212,12 +1274,14 @@ static int begin_file(struct trace *t)
             return input_failed(t, rc);
         if (!rc) {
             snprintf(t->error, sizeof t->error,
-                     "%s: expected a trace, one request a line, found an empty file", input_name(t->in));
+                     "%s: expected a trace, one request a line, found an empty file",
+                     input_name(t->in));
             return WEIR_E_INPUT;
         }
     } while (is_blank(t->line, t->len));
     if (input_line_number(t->in) > 1)
-        return bad(t, "expected the first request or the header on line 1, found it here; remove the "
+        return bad(t,
+                   "expected the first request or the header on line 1, found it here; remove the "
                    "empty lines above");
     return begin_format(t);
 }
@@ -1252,8 +1316,9 @@ static int next_line(struct trace *t)
         } else if (t->blank_line) {
             t->blank_line = 0;
             t->pending = true;
-            return bad(t, "expected a request on every line, found an empty line above this one; remove "
-                       "it or leave it out (--skip-bad)");
+            return bad(
+                t, "expected a request on every line, found an empty line above this one; remove "
+                   "it or leave it out (--skip-bad)");
         } else {
             break;
         }
@@ -1368,9 +1433,10 @@ static int check_path(const char *path, char *error)
     if (!rc && strcmp(path, "-") && S_ISDIR(st.st_mode))
         rc = EISDIR;
     if (rc)
-        snprintf(error, TRACE_ERROR_BYTES, "%s: cannot be opened: %s; name a trace file, or - for "
-                 "standard input", input_quote(b, sizeof b, path, strlen(path), INPUT_NAME_BYTES - 12),
-                 strerror(rc));
+        snprintf(error, TRACE_ERROR_BYTES,
+                 "%s: cannot be opened: %s; name a trace file, or - for "
+                 "standard input",
+                 input_quote(b, sizeof b, path, strlen(path), INPUT_NAME_BYTES - 12), strerror(rc));
     return rc;
 }
 

@@ -41,7 +41,7 @@ enum trace_format {
     TRACE_AUTO, /* by the first line; never MOONCAKE_DELTA, which looks like MOONCAKE */
     TRACE_MOONCAKE,
     TRACE_MOONCAKE_DELTA,
-    TRACE_AZURE,   /* 2023 and 2024 have the same columns; time zone suffix optional (none: UTC). 0
+    TRACE_AZURE,    /* 2023 and 2024 have the same columns; time zone suffix optional (none: UTC). 0
                     * GeneratedTokens count as 1: a prefill always yields a token */
     TRACE_BURSTGPT, /* seconds; rows with 0 Response tokens failed when recorded: trace_failed_rows.
                      * Columns by name; Session ID and Elapsed time (recorded_e2e_ms) if present */
@@ -56,9 +56,9 @@ enum trace_format {
 
 struct trace_options {
     enum trace_format format;
-    uint32_t block_tok;  /* tokens that one hash_id covers; 0: 512, Mooncake's */
-    uint64_t skip_bad;   /* tolerate (and count) up to this many bad rows */
-    uint64_t max_rows;   /* stop after this many; 0: all */
+    uint32_t block_tok;     /* tokens that one hash_id covers; 0: 512, Mooncake's */
+    uint64_t skip_bad;      /* tolerate (and count) up to this many bad rows */
+    uint64_t max_rows;      /* stop after this many; 0: all */
     uint32_t delta_key_tok; /* mooncake-delta: tokens that one of its keys covers; 0: block_tok. The
                              * engine's block size makes reuse exact, see below */
     bool no_fast_path;      /* tests: every JSON row through the general parser */
@@ -66,15 +66,17 @@ struct trace_options {
 
 /* One request. keys points into the trace's own buffer, valid until the next trace_next. */
 struct trace_request {
-    uint64_t row;       /* 0-based over all files, bad rows not counted */
-    int64_t arrival_ps; /* since the first arrival of the trace; PS_NEVER for a later turn of a session
+    uint64_t row; /* 0-based over all files, bad rows not counted */
+    int64_t
+        arrival_ps; /* since the first arrival of the trace; PS_NEVER for a later turn of a session
                          * that names no time: it arrives delay_ps after the previous turn's answer */
-    int64_t delay_ps;   /* >= 0 */
-    uint64_t session;   /* hash of the session id, 0: none */
-    bool follows;       /* a later turn of a session seen before: waits for the previous answer */
-    uint32_t prompt_tok, output_tok, max_tokens; /* max_tokens = output_tok where the trace has none */
+    int64_t delay_ps; /* >= 0 */
+    uint64_t session; /* hash of the session id, 0: none */
+    bool follows;     /* a later turn of a session seen before: waits for the previous answer */
+    uint32_t prompt_tok, output_tok,
+        max_tokens; /* max_tokens = output_tok where the trace has none */
     int32_t priority;
-    uint64_t tenant; /* hash of tenant/user, 0: none */
+    uint64_t tenant;      /* hash of tenant/user, 0: none */
     const uint64_t *keys; /* chained prefix keys, request.h */
     uint32_t n_keys, key_tok;
     /* what really happened, where the trace recorded it (weir's log); < 0: not recorded */

@@ -216,25 +216,18 @@ static int on_event(struct build *b, const yaml_event_t *e)
             return refuse(b, &e->start_mark,
                           "a second document (---); one file holds one document");
         return WEIR_OK;
-    case YAML_DOCUMENT_END_EVENT:
-        b->ended = true;
-        return WEIR_OK;
+    case YAML_DOCUMENT_END_EVENT: b->ended = true; return WEIR_OK;
     case YAML_ALIAS_EVENT:
         return refuse(b, &e->start_mark, "aliases (*name) are not accepted; write the value out");
-    case YAML_SCALAR_EVENT:
-        return on_scalar(b, e);
+    case YAML_SCALAR_EVENT: return on_scalar(b, e);
     case YAML_SEQUENCE_START_EVENT:
         return on_open(b, e, YTREE_LIST,
                        e->data.sequence_start.anchor || e->data.sequence_start.tag);
     case YAML_MAPPING_START_EVENT:
-        return on_open(b, e, YTREE_MAP,
-                       e->data.mapping_start.anchor || e->data.mapping_start.tag);
+        return on_open(b, e, YTREE_MAP, e->data.mapping_start.anchor || e->data.mapping_start.tag);
     case YAML_SEQUENCE_END_EVENT:
-    case YAML_MAPPING_END_EVENT:
-        b->depth--;
-        return WEIR_OK;
-    default:
-        return WEIR_OK;
+    case YAML_MAPPING_END_EVENT: b->depth--; return WEIR_OK;
+    default: return WEIR_OK;
     }
 }
 

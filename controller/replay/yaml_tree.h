@@ -21,11 +21,11 @@ enum ytree_kind { YTREE_SCALAR, YTREE_LIST, YTREE_MAP };
 
 struct ytree_node {
     enum ytree_kind kind;
-    bool quoted;             /* scalar written in quotes or as a block: never a number or none */
-    unsigned line;           /* 1-based, of the node; in a map, of its key */
-    const char *key;         /* in a map: the key's text; else NULL */
-    const char *text;        /* scalar: its text, no NUL inside */
-    struct ytree_node *first;/* list, map: children in order of the file */
+    bool quoted;              /* scalar written in quotes or as a block: never a number or none */
+    unsigned line;            /* 1-based, of the node; in a map, of its key */
+    const char *key;          /* in a map: the key's text; else NULL */
+    const char *text;         /* scalar: its text, no NUL inside */
+    struct ytree_node *first; /* list, map: children in order of the file */
     struct ytree_node *next;
 };
 

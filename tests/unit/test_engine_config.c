@@ -98,7 +98,6 @@ static void limits_are_named(void **state)
     REFUSED(SCHED_VLLM, role, (enum worker_role)9);
     REFUSED(SCHED_VLLM, eviction, (enum evict_kind)9);
     REFUSED(SCHED_VLLM, dynosim_version, (enum dynosim_version)9);
-    
 }
 
 #undef REFUSED

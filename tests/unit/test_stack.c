@@ -207,16 +207,11 @@ static void table_step(void **state)
 static void *base_of(struct stack *s, enum key_scope scope)
 {
     switch (scope) {
-    case SCOPE_STACK:
-        return s;
-    case SCOPE_POOL:
-        return &s->pools[0];
-    case SCOPE_ENGINE:
-        return &s->pools[0].worker.engine;
-    case SCOPE_STEP:
-        return &s->pools[0].worker.engine.step.params;
-    default:
-        return NULL;
+    case SCOPE_STACK: return s;
+    case SCOPE_POOL: return &s->pools[0];
+    case SCOPE_ENGINE: return &s->pools[0].worker.engine;
+    case SCOPE_STEP: return &s->pools[0].worker.engine.step.params;
+    default: return NULL;
     }
 }
 
@@ -234,30 +229,17 @@ static void put_value(const struct key *k, void *base, unsigned turn)
         choices += *c == ' ';
 
     switch (k->type) {
-    case KEY_BOOL:
-        memcpy(to, &yes, sizeof yes);
-        break;
-    case KEY_U32:
-        memcpy(to, &word, sizeof word);
-        break;
-    case KEY_U64:
-        memcpy(to, &whole, sizeof whole);
-        break;
-    case KEY_REAL:
-        memcpy(to, &real, sizeof real);
-        break;
-    case KEY_MS:
-        memcpy(to, &ps, sizeof ps);
-        break;
+    case KEY_BOOL: memcpy(to, &yes, sizeof yes); break;
+    case KEY_U32: memcpy(to, &word, sizeof word); break;
+    case KEY_U64: memcpy(to, &whole, sizeof whole); break;
+    case KEY_REAL: memcpy(to, &real, sizeof real); break;
+    case KEY_MS: memcpy(to, &ps, sizeof ps); break;
     case KEY_CHOICE:
         word = turn % choices;
         memcpy(to, &word, sizeof word);
         break;
-    case KEY_TEXT:
-        (void)snprintf(to, k->cap, turn ? "a: \"b\\c\" #%u" : "r/{i}%u", turn);
-        break;
-    default:
-        break;
+    case KEY_TEXT: (void)snprintf(to, k->cap, turn ? "a: \"b\\c\" #%u" : "r/{i}%u", turn); break;
+    default: break;
     }
 }
 
@@ -451,10 +433,11 @@ static const struct mistake {
     {"pools:\n  - {name: a}\n  - {name: a}\n", "t.yaml:3: pools[1].name", "its own name"},
     {"pools:\n  - worker: 8\n", "t.yaml:2: pools[0].worker", "did you mean workers?"},
     {"pools:\n  - max_num_seqs: 8\n", "t.yaml:2:", "belongs at pools[].engine.max_num_seqs"},
-    {"pools:\n  - engine:\n      max_num_sequences: 8\n", "t.yaml:3:", "did you mean max_num_seqs?"},
+    {"pools:\n  - engine:\n      max_num_sequences: 8\n",
+     "t.yaml:3:", "did you mean max_num_seqs?"},
     {"pools:\n  - engine:\n      zzzzzzzzzzzzzz: 8\n", "t.yaml:3:", "the keys here are"},
-    {"pools:\n  - engine:\n      max_num_seqs: 4\n      --max-num-seqs: 5\n", "t.yaml:4:",
-     "first on line 3"},
+    {"pools:\n  - engine:\n      max_num_seqs: 4\n      --max-num-seqs: 5\n",
+     "t.yaml:4:", "first on line 3"},
     {"pools:\n  - engine: {scheduler: vlm}\n", "t.yaml:2:", "did you mean vllm?"},
     {"pools:\n  - engine: {enable_prefix_caching: yes}\n", "t.yaml:2:", "true or false"},
     {"pools:\n  - engine: {num_gpu_blocks: 1}\n", "t.yaml:2:", "null block"},
@@ -474,35 +457,39 @@ static const struct mistake {
     {"slo: {ttft_ms: .inf}\npools: [{}]\n", "t.yaml:1:", "expected a number"},
     {"telemetry: {poll_ms: none}\npools: [{}]\n", "t.yaml:1:", "expected a number"},
     {"pools: [{profile: nothing_like_it_at_all}]\n", "t.yaml:1: pools[0].profile", "no profile"},
-    {"pools: [{profile: llama-3.1-8b-instruct_h100_trtlm-1.0.0rc3_tp1}]\n", "t.yaml:1:",
-     "did you mean " LLAMA "?"},
+    {"pools: [{profile: llama-3.1-8b-instruct_h100_trtlm-1.0.0rc3_tp1}]\n",
+     "t.yaml:1:", "did you mean " LLAMA "?"},
     {"pools: [{profile: ./there/is/none.yaml}]\n", "t.yaml:1:", "cannot open"},
     {"pools: [{step: {w_ms: -1}}]\n", "t.yaml:1: pools[0].step.w_ms", "0..1000000000 ms"},
     {"pools: [{step: {spec_accept: [0.5, 2]}}]\n", "t.yaml:1:", "list of at most 16"},
     {"pools: [{step: {spec_accept: 0.5}}]\n", "t.yaml:1:", "list of at most 16"},
     {"pools: [{step: {prefill_tok: [1, 2], prefill_ms: [1]}}]\n", "t.yaml:1:", "as many numbers"},
     {"pools: [{step: {decode_ms: [[1, 2], [1]]}}]\n", "t.yaml:1:", "equally many"},
-    {"pools: [{step: {decode_kv_tok: [1, 2, 3], decode_ms: [[1, 2]]}}]\n", "t.yaml:1:", "one row per"},
+    {"pools: [{step: {decode_kv_tok: [1, 2, 3], decode_ms: [[1, 2]]}}]\n",
+     "t.yaml:1:", "one row per"},
     {"pools: [{step: {form: table}}]\n", "t.yaml:1: pools[0]", "step"},
     {"pools: [{domain: 'a{b}'}]\n", "t.yaml:1: pools[0].domain", "{i}"},
-    {"policy_params: {sticky: {affinity: x}}\npools: [{}]\n", "t.yaml:1: policy_params.sticky.affinity",
-     "expected a number"},
+    {"policy_params: {sticky: {affinity: x}}\npools: [{}]\n",
+     "t.yaml:1: policy_params.sticky.affinity", "expected a number"},
     {"policy_params: {sticky: 4}\npools: [{}]\n", "t.yaml:1:", "PARAMETER"},
     {"policy_params: 4\npools: [{}]\n", "t.yaml:1:", "PARAMETER"},
     {"policy_params: {a: {b: 1, b: 2}}\npools: [{}]\n", "t.yaml:1:", "twice"},
     {"pools: [{}]\nfaults: 4\n", "t.yaml:2:", "list of faults"},
-    {"pools: [{}]\nfaults:\n  - {worker: 0, kind: down}\n", "t.yaml:3: faults[0]", "at_ms and kind"},
+    {"pools: [{}]\nfaults:\n  - {worker: 0, kind: down}\n", "t.yaml:3: faults[0]",
+     "at_ms and kind"},
     {"pools: [{}]\nfaults:\n  - {at_ms: 1, worker: 0}\n", "t.yaml:3:", "at_ms and kind"},
     {"pools: [{}]\nfaults:\n  - {at_ms: 1, kind: down}\n", "t.yaml:3:", "either worker or domain"},
-    {"pools: [{}]\nfaults:\n  - {at_ms: 1, kind: down, worker: 0, domain: a}\n", "t.yaml:3:",
-     "either worker or domain"},
+    {"pools: [{}]\nfaults:\n  - {at_ms: 1, kind: down, worker: 0, domain: a}\n",
+     "t.yaml:3:", "either worker or domain"},
     {"pools: [{}]\nfaults:\n  - {at_ms: 1, kind: slow, worker: 0}\n", "t.yaml:3:", "factor"},
-    {"pools: [{}]\nfaults:\n  - {at_ms: 1, kind: down, worker: 0, factor: 2}\n", "t.yaml:3:", "factor"},
+    {"pools: [{}]\nfaults:\n  - {at_ms: 1, kind: down, worker: 0, factor: 2}\n",
+     "t.yaml:3:", "factor"},
     {"pools: [{}]\nfaults:\n  - {at_ms: 1, kind: down, worker: 1}\n", "t.yaml:3: faults[0].worker",
      "0..0"},
     {"pools: [{domain: rack10}]\nfaults:\n  - {at_ms: 1, kind: down, domain: rack1}\n",
      "t.yaml:3: faults[0].domain", "rack1"},
-    {"pools: [{}]\nfaults:\n  - {at_ms: -1, kind: down, worker: 0}\n", "t.yaml:3:", "expected a number"},
+    {"pools: [{}]\nfaults:\n  - {at_ms: -1, kind: down, worker: 0}\n",
+     "t.yaml:3:", "expected a number"},
     {"a: b: c\n", "t.yaml:1:", "not YAML"},
     {"pools: [{}\n", "t.yaml:2:", "not YAML"},
     {"pools:\n\t- workers: 1\n", "t.yaml:2:", "not YAML"},
@@ -688,8 +675,8 @@ static void reference_is_current(void **state)
     assert_non_null(f);
     stack_print_reference(f, true);
     assert_int_equal(fclose(f), 0);
-    assert_int_equal(ytree_read_file(WEIR_SOURCE_DIR "/deploy/stack-reference.md", 1u << 20, &shipped,
-                                     &shipped_len, error),
+    assert_int_equal(ytree_read_file(WEIR_SOURCE_DIR "/deploy/stack-reference.md", 1u << 20,
+                                     &shipped, &shipped_len, error),
                      0);
     if (strcmp(now, shipped) != 0)
         fail_msg("run: weir check --reference > deploy/stack-reference.md");
