@@ -1,3 +1,4 @@
+/* engine_config.c - defaults and ranges of an engine's limits; see engine_config.h. */
 #include "predictor/engine_config.h"
 
 #include <assert.h>

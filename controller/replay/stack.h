@@ -21,8 +21,8 @@ struct stack_pool {
     char name[STACK_NAME_BYTES];
     char profile[STACK_PATH_BYTES]; /* name or path; empty: inline step or default */
     uint32_t workers;
-    struct worker_config
-        worker; /* one description for all workers of the pool; domain is a pattern: {i} is the worker's index in the pool */
+    /* one description for all workers of the pool; in its domain {i} is the worker's index in the pool */
+    struct worker_config worker;
 };
 
 struct stack_policy_param {

@@ -1,3 +1,5 @@
+/* stack_keys.c - the one table of every key of stack files and profiles: names, types, ranges,
+ * defaults, help. Validation, `weir check --help` and deploy/stack-reference.md come from it. */
 #include "controller/replay/stack_keys.h"
 
 #include <assert.h>
@@ -253,7 +255,8 @@ const struct key stack_keys[] = {
      .help = "its version, for people"},
     {SCOPE_PROFILE, KEY_TEXT, "precision", .def = "\"\"", PROFILE_AT(precision), .cap = STACK_NAME_BYTES,
      .help = "of the weights, for people"},
-    {SCOPE_PROFILE, KEY_U32, "tp", .aliases = "tensor_parallel_size", .unit = "GPUs", .min = 1, .max = 65536, .def = "1", PROFILE_AT(tp),
+    {SCOPE_PROFILE, KEY_U32, "tp", .aliases = "tensor_parallel_size", .unit = "GPUs", .min = 1,
+     .max = 65536, .def = "1", PROFILE_AT(tp),
      .help = "tensor-parallel size, for people (the step times already have it)"},
     {SCOPE_PROFILE, KEY_U32, "gpus", .unit = "GPUs", .min = 1, .max = 65536, .def = "1", PROFILE_AT(gpus),
      .help = "GPUs of one worker"},

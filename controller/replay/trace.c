@@ -150,7 +150,8 @@ static const char *found(char *out, yyjson_val *v)
     case YYJSON_TYPE_STR:
         out[0] = '"';
         input_quote(out + 1, QUOTE_BYTES - 2, yyjson_get_str(v), yyjson_get_len(v), QUOTE_CHARS);
-        return strcat(out, "\"");
+        memcpy(out + strlen(out), "\"", 2);
+        return out;
     default: break;
     }
     if (yyjson_is_uint(v))

@@ -3,7 +3,8 @@
  * plain, gzip or zstd (by content, not by name), several files in turn, "-" is standard input.
  *
  * A trace is streamed: memory is one decompression window, one line, and the sessions seen
- * (40 bytes each; mooncake-delta: and their keys). Rows come in file order; arrival times never run back (WEIR_E_INPUT otherwise).
+ * (40 bytes each; mooncake-delta: and their keys). Rows come in file order; arrival times never run
+ * back (WEIR_E_INPUT otherwise).
  *
  * Rows of weir's log: {"weir":1,"row":..,"arrival_ms":..,"prompt_tok":..,"output_tok":..,
  * "max_tokens":..,"priority":..,"session":"..","tenant":"..","delay_ms":..,"key_tok":..,

@@ -1,3 +1,4 @@
+/* yaml_tree.c - a YAML document as a tree that knows its lines, and the reading of scalars. */
 #include "controller/replay/yaml_tree.h"
 
 #include <errno.h>

@@ -33,11 +33,11 @@ static int set_up(void **state)
     memset(stack.pools, 0, 2 * sizeof *stack.pools);
     stack.n_pools = 2;
     stack.pools[0].workers = 2;
-    strcpy(stack.pools[0].name, "small");
+    snprintf(stack.pools[0].name, sizeof stack.pools[0].name, "small");
     stack.pools[1].workers = 1;
     stack.pools[1].worker.gpus = 4;
     stack.pools[1].worker.engine.role = ROLE_DECODE;
-    strcpy(stack.pools[1].name, "large");
+    snprintf(stack.pools[1].name, sizeof stack.pools[1].name, "large");
     stack.slo_ttft_ps = 200 * PS_PER_MS;
     stack.slo_tpot_ps = 20 * PS_PER_MS;
     stack.slo_e2e_ps = PS_NEVER;
