@@ -31,6 +31,12 @@ enum step_form { STEP_LINEAR, STEP_TABLE, STEP_FIXED, STEP_POLYNOMIAL };
 
 #define STEP_TABLE_MAX 64 /* points per axis of a table */
 #define STEP_SPEC_MAX 16  /* speculative tokens per step */
+#define STEP_MAX_MS 1e9   /* every coefficient in ms */
+#define STEP_MAX_TOK 1e15 /* every point on a table's axis */
+#define STEP_MAX_SCALE 1e6
+/* Longest pass: a day. What comes out longer is cut to that, so that sums of a few passes stay inside
+ * 64 bits however absurd the coefficients. */
+#define STEP_MAX_PS (INT64_C(86400) * 1000000000000)
 
 /* Coefficients as users write them (milliseconds, tokens). Zero-initialise, fill, step_model_init. */
 struct step_params {
@@ -67,7 +73,13 @@ struct step_model {
     int64_t w_ps, d0_ps, k_ps; /* linear; per step, per request, per KV token */
     int64_t p_fs,
         q_as2; /* linear: p in 2^-10 ps per token, q in 2^-20 ps per token^2 (of 2*n*c+n*n halves) */
-    struct step_params params; /* the source, for the other forms and for printing */
+    int64_t w_moe_ps;            /* linear: the part of W that experts make, w_ps without it */
+    int64_t floor_ps, verify_ps; /* linear: hidden prefill work; gamma draft tokens of a request */
+    int64_t draft_ps;            /* all forms: drafting gamma tokens */
+    double moe_miss;             /* chance that a token does not use a given expert */
+    double prefill_c[3], decode_c[3], decode_min_ps; /* polynomial, fixed: c0*x^2 + c1*x + c2, ps */
+    double ps_per_ms;                                /* scale included */
+    struct step_params params; /* the source, for the other forms and for printing; scale != 0 */
 };
 
 /* Checks and converts. Returns 0 or WEIR_E_INVALID (negative or not finite coefficient, table axis

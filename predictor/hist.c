@@ -1,0 +1,301 @@
+/* hist.c - see hist.h.
+ *
+ * Buckets are cut by the bits of the value: the position of its highest bit (the octave) and the 9
+ * bits below it. A bucket is at most 2^-9 of its values wide, so its middle is within 2^-10 (0.098 %)
+ * of each of them. Values below 1024 have a bucket each. This is the layout of HdrHistogram (Gil
+ * Tene) with powers of two all the way; no logarithm, so every machine finds the same bucket.
+ *
+ *     value    ..0000 1 bbbbbbbbb xxxx        shift = number of x
+ *     bucket   shift * 512 + (1 bbbbbbbbb)    512 buckets an octave = one 4 KiB page
+ *
+ * The array is taken from calloc untouched: memory is used by the page, for octaves that values
+ * fall into, and `octaves` remembers which, so that clearing and merging touch no others.
+ */
+#include "predictor/hist.h"
+
+#include <assert.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SUB_BITS 9
+#define SUB (1u << SUB_BITS)
+#define N_OCTAVES                                                                                  \
+    (63 - SUB_BITS + 1) /* groups of SUB buckets; two of them for the values below 2^10 */
+#define N_BUCKETS (N_OCTAVES * SUB)
+
+static_assert(N_OCTAVES <= 64, "one bit an octave");
+
+typedef unsigned __int128 u128;
+
+/* Sums of squares: 126 bits a square, 64 more for how many. Least significant word first. */
+struct wide {
+    uint64_t w[4];
+};
+
+struct hist {
+    uint64_t count;
+    int64_t min, max;
+    u128 sum;
+    struct wide squares; /* w[3] stays 0 */
+    uint64_t octaves;    /* bit i: buckets of group i were used */
+    uint64_t bucket[N_BUCKETS];
+};
+
+/* ---- wide integers */
+
+static void wide_add(struct wide *a, const struct wide *b)
+{
+    unsigned carry = 0;
+    for (int i = 0; i < 4; i++) {
+        u128 s = (u128)a->w[i] + b->w[i] + carry;
+        a->w[i] = (uint64_t)s;
+        carry = (unsigned)(s >> 64);
+    }
+}
+
+static void wide_sub(struct wide *a, const struct wide *b)
+{
+    unsigned borrow = 0;
+    for (int i = 0; i < 4; i++) {
+        u128 d = (u128)a->w[i] - b->w[i] - borrow;
+        a->w[i] = (uint64_t)d;
+        borrow = (unsigned)(d >> 64) & 1;
+    }
+}
+
+static struct wide wide_from(u128 v)
+{
+    return (struct wide){{(uint64_t)v, (uint64_t)(v >> 64), 0, 0}};
+}
+
+static struct wide wide_mul(struct wide a, uint64_t m)
+{
+    struct wide r;
+    uint64_t carry = 0;
+    for (int i = 0; i < 4; i++) {
+        u128 p = (u128)a.w[i] * m + carry;
+        r.w[i] = (uint64_t)p;
+        carry = (uint64_t)(p >> 64);
+    }
+    return r;
+}
+
+static double wide_double(const struct wide *a)
+{
+    double d = 0;
+    for (int i = 3; i >= 0; i--)
+        d = d * 18446744073709551616.0 + (double)a->w[i];
+    return d;
+}
+
+/* ---- buckets */
+
+static inline unsigned shift_of(uint64_t v)
+{
+    return 63u - SUB_BITS - (unsigned)__builtin_clzll(v | SUB);
+}
+
+static inline uint32_t bucket_of(uint64_t v)
+{
+    unsigned shift = shift_of(v);
+    return shift * SUB + (uint32_t)(v >> shift);
+}
+
+/* The value that stands for a bucket. */
+static int64_t bucket_middle(uint32_t i)
+{
+    if (i < 2 * SUB)
+        return (int64_t)i;
+    unsigned shift = i / SUB - 1;
+    uint64_t low = (uint64_t)(i - shift * SUB) << shift;
+    return (int64_t)(low + ((UINT64_C(1) << shift) >> 1));
+}
+
+static inline void bucket_add(struct hist *h, uint32_t i, uint64_t count)
+{
+    h->bucket[i] += count;
+    h->octaves |= UINT64_C(1) << (i / SUB);
+}
+
+/* ---- life */
+
+struct hist *hist_new(void)
+{
+    return calloc(1, sizeof(struct hist));
+}
+
+void hist_free(struct hist *h)
+{
+    free(h);
+}
+
+void hist_clear(struct hist *h)
+{
+    for (uint64_t left = h->octaves; left; left &= left - 1)
+        memset(&h->bucket[(unsigned)__builtin_ctzll(left) * SUB], 0, SUB * sizeof h->bucket[0]);
+    memset(h, 0, offsetof(struct hist, bucket));
+}
+
+/* ---- adding */
+
+static inline void range_add(struct hist *h, int64_t low, int64_t high)
+{
+    if (!h->count || low < h->min)
+        h->min = low;
+    if (high > h->max)
+        h->max = high;
+}
+
+void hist_add(struct hist *h, int64_t value_ps, uint64_t count)
+{
+    if (!count)
+        return;
+    uint64_t v = value_ps < 0 ? 0 : (uint64_t)value_ps;
+    range_add(h, (int64_t)v, (int64_t)v);
+    bucket_add(h, bucket_of(v), count);
+    h->count += count;
+    h->sum += (u128)v * count;
+    struct wide sq = wide_mul(wide_from((u128)v * v), count);
+    wide_add(&h->squares, &sq);
+}
+
+/* Count, sum and squares of first + i*step, i = 0..n-1; n is small enough that n^3 fits 64 bits. */
+#define SERIES_CHUNK (UINT64_C(1) << 20)
+
+static void series_moments(struct hist *h, uint64_t first, uint64_t step, uint64_t n,
+                           uint64_t weight)
+{
+    uint64_t pairs = n * (n - 1) / 2, cubes = n * (n - 1) / 2 * (2 * n - 1) / 3;
+    h->count += n * weight;
+    h->sum += ((u128)first * n + (u128)step * pairs) * weight;
+    struct wide sq = wide_mul(wide_from((u128)first * first), n);
+    struct wide cross = wide_mul(wide_from((u128)first * step), 2 * pairs);
+    struct wide steps = wide_mul(wide_from((u128)step * step), cubes);
+    wide_add(&sq, &cross);
+    wide_add(&sq, &steps);
+    sq = wide_mul(sq, weight);
+    wide_add(&h->squares, &sq);
+}
+
+static void series_buckets(struct hist *h, uint64_t v, uint64_t step, uint64_t n, uint64_t weight)
+{
+    while (n) {
+        unsigned shift = shift_of(v);
+        uint64_t room = (((v >> shift) + 1) << shift) - v; /* to the next bucket */
+        uint64_t here = step ? (room - 1) / step + 1 : n;
+        here = here < n ? here : n;
+        bucket_add(h, shift * SUB + (uint32_t)(v >> shift), here * weight);
+        v += here * step;
+        n -= here;
+    }
+}
+
+void hist_add_series(struct hist *h, int64_t first_ps, int64_t step_ps, uint64_t n, uint64_t weight)
+{
+    if (!n || !weight)
+        return;
+    assert(first_ps >= 0 && step_ps >= 0);
+    uint64_t first = (uint64_t)first_ps, step = (uint64_t)step_ps;
+    assert(!step || n - 1 <= ((uint64_t)INT64_MAX - first) / step);
+    range_add(h, first_ps, (int64_t)(first + (n - 1) * step));
+    series_buckets(h, first, step, n, weight);
+    while (n) {
+        uint64_t part = n < SERIES_CHUNK ? n : SERIES_CHUNK;
+        series_moments(h, first, step, part, weight);
+        first += part * step;
+        n -= part;
+    }
+}
+
+void hist_merge(struct hist *into, const struct hist *from)
+{
+    if (!from->count)
+        return;
+    range_add(into, from->min, from->max);
+    for (uint64_t left = from->octaves; left; left &= left - 1) {
+        unsigned first = (unsigned)__builtin_ctzll(left) * SUB;
+        for (unsigned i = first; i < first + SUB; i++)
+            into->bucket[i] += from->bucket[i];
+    }
+    into->octaves |= from->octaves;
+    into->count += from->count;
+    into->sum += from->sum;
+    wide_add(&into->squares, &from->squares);
+}
+
+/* ---- reading */
+
+uint64_t hist_count(const struct hist *h)
+{
+    return h->count;
+}
+
+int64_t hist_min_ps(const struct hist *h)
+{
+    return h->min;
+}
+
+int64_t hist_max_ps(const struct hist *h)
+{
+    return h->max;
+}
+
+double hist_mean_ps(const struct hist *h)
+{
+    return h->count ? (double)h->sum / (double)h->count : 0;
+}
+
+/* n * sum(x^2) - sum(x)^2 without rounding: no cancellation however small the spread is. */
+double hist_std_ps(const struct hist *h)
+{
+    if (!h->count)
+        return 0;
+    struct wide a = wide_mul(h->squares, h->count);
+    struct wide low = wide_mul(wide_from(h->sum), (uint64_t)h->sum);
+    struct wide high = wide_mul(wide_from(h->sum), (uint64_t)(h->sum >> 64));
+    high = (struct wide){{0, high.w[0], high.w[1], high.w[2]}};
+    wide_sub(&a, &low);
+    wide_sub(&a, &high);
+    return __builtin_sqrt(wide_double(&a)) / (double)h->count;
+}
+
+int64_t hist_quantile_ps(const struct hist *h, double q)
+{
+    if (!h->count)
+        return 0;
+    double last = (double)(h->count - 1), at = (q < 0 ? 0 : q > 1 ? 1 : q) * last;
+    uint64_t rank = at < last ? (uint64_t)at : h->count - 1;
+    if (rank == 0)
+        return h->min;
+    if (rank == h->count - 1)
+        return h->max;
+    uint64_t before = 0;
+    for (uint64_t left = h->octaves; left; left &= left - 1) {
+        unsigned first = (unsigned)__builtin_ctzll(left) * SUB;
+        for (unsigned i = first; i < first + SUB; i++) {
+            before += h->bucket[i];
+            if (before > rank) {
+                int64_t v = bucket_middle(i);
+                return v < h->min ? h->min : v > h->max ? h->max : v;
+            }
+        }
+    }
+    return h->max;
+}
+
+double hist_share_below(const struct hist *h, int64_t limit_ps)
+{
+    if (!h->count || limit_ps >= h->max)
+        return 1;
+    if (limit_ps < h->min)
+        return 0;
+    uint32_t end = bucket_of((uint64_t)limit_ps) + 1;
+    uint64_t below = 0;
+    for (uint64_t left = h->octaves; left; left &= left - 1) {
+        unsigned first = (unsigned)__builtin_ctzll(left) * SUB;
+        for (unsigned i = first; i < first + SUB && i < end; i++)
+            below += h->bucket[i];
+    }
+    return (double)below / (double)h->count;
+}
