@@ -498,7 +498,7 @@ static uint64_t blocks_needed(const struct engine *e, uint64_t n)
 static uint64_t skippable(const struct engine *e)
 {
     if (e->stepping || e->tracing || !e->all_decode || !e->n_running ||
-        e->c.step.params.spec_gamma || e->n_running > e->c.max_num_batched_tokens ||
+        e->c.step.spec_gamma || e->n_running > e->c.max_num_batched_tokens ||
         e->c.scheduler == SCHED_DYNOSIM)
         return 0;
     if (e->waiting.n && !(e->waiting_blocked && e->ops->waiting_stays(e)))
@@ -719,7 +719,7 @@ static void end_item(struct engine *e, const struct batch_item *it)
         return;
     }
     uint32_t n = 1;
-    if (it->decode && e->c.step.params.spec_gamma) {
+    if (it->decode && e->c.step.spec_gamma) {
         uint32_t left = q->spec.output_tok - q->out;
         n = step_spec_draw_tok(&e->c.step, rng_unit(&e->rng));
         n = n < left ? n : left;

@@ -14,13 +14,12 @@
 
 #define DEFAULT_STEP_MS 10.0
 
-static void default_step(struct engine_config *c, enum sched_kind kind)
+void engine_config_default_step(struct step_params *p, enum sched_kind kind)
 {
-    struct step_params p = {.form = STEP_LINEAR, .w_ms = DEFAULT_STEP_MS};
-
+    *p = (struct step_params){.form = STEP_LINEAR, .w_ms = DEFAULT_STEP_MS, .scale = 1};
     if (kind == SCHED_DYNOSIM) {
         /* The peer simulator's built-in timing (engine-model.md 1.5). */
-        p = (struct step_params){
+        *p = (struct step_params){
             .form = STEP_POLYNOMIAL,
             .pa = 4.209989e-07,
             .pb = 1.518344e-02,
@@ -28,8 +27,15 @@ static void default_step(struct engine_config *c, enum sched_kind kind)
             .da = -25.74,
             .db = 54.01,
             .dc = 5.74,
+            .scale = 1,
         };
     }
+}
+
+static void default_step(struct engine_config *c, enum sched_kind kind)
+{
+    struct step_params p;
+    engine_config_default_step(&p, kind);
     const char *why = NULL;
     int rc = step_model_init(&c->step, &p, &why);
     assert(rc == 0);

@@ -68,6 +68,9 @@ struct engine_config {
  * 1.4), with a linear step of W = 10 ms left for the caller to replace. */
 void engine_config_default(struct engine_config *c, enum sched_kind kind);
 
+/* The step times that engine_config_default sets. */
+void engine_config_default_step(struct step_params *p, enum sched_kind kind);
+
 /* 0 or WEIR_E_INVALID; *why names the field and the range (static text). */
 WEIR_NODISCARD int engine_config_check(const struct engine_config *c, const char **why);
 

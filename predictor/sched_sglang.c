@@ -288,7 +288,7 @@ static void prefill(struct engine *e)
  * hold. */
 static uint64_t decode_tok(const struct engine *e, const struct seq *q)
 {
-    uint32_t left = q->spec.output_tok - q->out, gamma = e->c.step.params.spec_gamma;
+    uint32_t left = q->spec.output_tok - q->out, gamma = e->c.step.spec_gamma;
     return (uint64_t)q->computed + 1 + (gamma < left ? gamma : left);
 }
 

@@ -33,8 +33,8 @@ static uint32_t blocks_at_end(const struct engine *e, const struct seq *q)
 static void grow(struct engine *e, struct seq *q, uint32_t n)
 {
     uint64_t tok = (uint64_t)q->computed + n;
-    if (q->out && e->c.step.params.spec_gamma) {
-        uint32_t left = q->spec.output_tok - q->out, gamma = e->c.step.params.spec_gamma;
+    if (q->out && e->c.step.spec_gamma) {
+        uint32_t left = q->spec.output_tok - q->out, gamma = e->c.step.spec_gamma;
         tok += gamma < left ? gamma : left;
     }
     uint32_t want = blocks_for(e, tok);

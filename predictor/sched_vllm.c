@@ -46,9 +46,9 @@ static uint32_t pick_waiting(const struct engine *e)
 static bool grow(struct engine *e, struct seq *q, uint32_t n)
 {
     uint64_t tok = (uint64_t)q->computed + n;
-    if (q->out && e->c.step.params.spec_gamma) {
+    if (q->out && e->c.step.spec_gamma) {
         uint32_t left = q->spec.output_tok - q->out;
-        tok += e->c.step.params.spec_gamma < left ? e->c.step.params.spec_gamma : left;
+        tok += e->c.step.spec_gamma < left ? e->c.step.spec_gamma : left;
     }
     uint32_t want = blocks_for(e, tok);
     if (want > q->hold.n_blocks) {

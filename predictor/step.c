@@ -143,34 +143,33 @@ int step_model_init(struct step_model *m, const struct step_params *p, const cha
     *why = check(p);
     if (*why)
         return WEIR_E_INVALID;
-    struct step_params copy = *p; /* p may be m->params */
-    if (copy.scale == 0)
-        copy.scale = 1;
-    double ps = copy.scale * (double)PS_PER_MS;
+    double ps = (p->scale == 0 ? 1 : p->scale) * (double)PS_PER_MS, chance = 1;
     memset(m, 0, sizeof *m);
-    m->form = copy.form;
-    m->additive = copy.form != STEP_LINEAR;
-    m->linear_decode = copy.form == STEP_LINEAR || copy.form == STEP_FIXED;
-    m->draft_ps = to_ps(copy.spec_draft_ms * ps * copy.spec_gamma);
-    switch (copy.form) {
-    case STEP_LINEAR: init_linear(m, &copy, ps); break;
+    m->form = p->form;
+    m->additive = p->form != STEP_LINEAR;
+    m->linear_decode = p->form == STEP_LINEAR || p->form == STEP_FIXED;
+    m->draft_ps = to_ps(p->spec_draft_ms * ps * p->spec_gamma);
+    m->spec_gamma = p->spec_gamma;
+    for (uint32_t i = 0; i < p->spec_gamma; i++)
+        m->spec_chance[i] = chance *= p->spec_accept[i];
+    switch (p->form) {
+    case STEP_LINEAR: init_linear(m, p, ps); break;
     case STEP_FIXED:
-        m->prefill_c[2] = (double)to_ps(copy.fixed_prefill_ms * ps);
-        m->decode_c[2] = (double)to_ps(copy.fixed_decode_ms * ps);
+        m->prefill_c[2] = (double)to_ps(p->fixed_prefill_ms * ps);
+        m->decode_c[2] = (double)to_ps(p->fixed_decode_ms * ps);
         break;
     case STEP_POLYNOMIAL:
-        m->prefill_c[0] = copy.pa * ps;
-        m->prefill_c[1] = copy.pb * ps;
-        m->prefill_c[2] = copy.pc * ps;
-        m->decode_c[0] = copy.da * ps;
-        m->decode_c[1] = copy.db * ps;
-        m->decode_c[2] = copy.dc * ps;
+        m->prefill_c[0] = p->pa * ps;
+        m->prefill_c[1] = p->pb * ps;
+        m->prefill_c[2] = p->pc * ps;
+        m->decode_c[0] = p->da * ps;
+        m->decode_c[1] = p->db * ps;
+        m->decode_c[2] = p->dc * ps;
         m->decode_min_ps = ps;
         break;
-    case STEP_TABLE: break;
+    case STEP_TABLE: m->table = p; break;
     }
     m->ps_per_ms = ps;
-    m->params = copy;
     return 0;
 }
 
@@ -192,7 +191,7 @@ static int64_t linear_ps(const struct step_model *m, const struct step_batch *b)
 {
     i128 t = m->w_ps + (i128)m->d0_ps * b->decode_reqs + (i128)m->k_ps * (i128)b->decode_ctx_tok;
     if (m->w_moe_ps) {
-        uint64_t tok = (uint64_t)b->decode_reqs * (1 + m->params.spec_gamma) + b->prefill_tok;
+        uint64_t tok = (uint64_t)b->decode_reqs * (1 + m->spec_gamma) + b->prefill_tok;
         t += to_ps((double)m->w_moe_ps * (1 - power(m->moe_miss, tok)));
     }
     if (b->decode_reqs)
@@ -230,7 +229,7 @@ static double blend(double a, double b, double along)
 
 static int64_t table_prefill_ps(const struct step_model *m, double tok)
 {
-    const struct step_params *p = &m->params;
+    const struct step_params *p = m->table;
     double along;
     uint32_t i = find_piece(p->prefill_x, p->n_prefill, tok, &along);
     uint32_t next = p->n_prefill > 1 ? i + 1 : i;
@@ -239,7 +238,7 @@ static int64_t table_prefill_ps(const struct step_model *m, double tok)
 
 static int64_t table_decode_ps(const struct step_model *m, double kv, double ctx)
 {
-    const struct step_params *p = &m->params;
+    const struct step_params *p = m->table;
     double kv_along, ctx_along;
     uint32_t i = find_piece(p->kv_x, p->n_kv, kv, &kv_along);
     uint32_t j = find_piece(p->ctx_x, p->n_ctx, ctx, &ctx_along);
@@ -293,23 +292,16 @@ int64_t step_time_ps(const struct step_model *m, const struct step_batch *b)
 
 double step_spec_expected_tok(const struct step_model *m)
 {
-    double sum = 1, chance = 1;
-    for (uint32_t i = 0; i < m->params.spec_gamma; i++) {
-        chance *= m->params.spec_accept[i];
-        sum += chance;
-    }
+    double sum = 1;
+    for (uint32_t i = 0; i < m->spec_gamma; i++)
+        sum += m->spec_chance[i];
     return sum;
 }
 
 uint32_t step_spec_draw_tok(const struct step_model *m, double u)
 {
-    double chance = 1; /* that at least n drafts are accepted */
     uint32_t n = 0;
-    while (n < m->params.spec_gamma) {
-        chance *= m->params.spec_accept[n];
-        if (u >= chance)
-            break;
+    while (n < m->spec_gamma && u < m->spec_chance[n])
         n++;
-    }
     return n + 1;
 }

@@ -65,7 +65,8 @@ struct step_params {
     double scale; /* 0 means 1 */
 };
 
-/* Ready-to-run form: integers in ps. Plain data: copy freely, no pointers to own. */
+/* Ready-to-run form: integers in ps. Plain data: copy freely, nothing to own. Small, because every engine
+ * and every clone of one carries it; so a table, which is not, stays where the caller has it. */
 struct step_model {
     enum step_form form;
     bool additive;             /* prefill and decode parts are added (polynomial, table, fixed) */
@@ -79,10 +80,13 @@ struct step_model {
     double moe_miss;             /* chance that a token does not use a given expert */
     double prefill_c[3], decode_c[3], decode_min_ps; /* polynomial, fixed: c0*x^2 + c1*x + c2, ps */
     double ps_per_ms;                                /* scale included */
-    struct step_params params; /* the source, for the other forms and for printing; scale != 0 */
+    uint32_t spec_gamma;
+    double spec_chance[STEP_SPEC_MAX]; /* that drafts 0..i are all accepted */
+    const struct step_params *table;   /* table: the caller's numbers, borrowed; else NULL */
 };
 
-/* Checks and converts. Returns 0 or WEIR_E_INVALID (negative or not finite coefficient, table axis
+/* Checks and converts. For the table form *p must outlive the model and its copies; for the others it is
+ * not needed any more. Returns 0 or WEIR_E_INVALID (negative or not finite coefficient, table axis
  * not strictly increasing, accept outside 0..1, more than the named limits); *why then says which
  * (static text). A negative k, p or q from a fit that did not identify it must be clamped by the
  * caller. */

@@ -53,6 +53,7 @@ static void pool_default(struct stack_pool *p, uint32_t index, enum sched_kind k
 {
     memset(p, 0, sizeof *p);
     engine_config_default(&p->worker.engine, kind);
+    engine_config_default_step(&p->step, kind);
     key_defaults(SCOPE_POOL, p);
     (void)snprintf(p->name, sizeof p->name, "pool%" PRIu32, index);
     p->worker.pool = index;
@@ -60,7 +61,7 @@ static void pool_default(struct stack_pool *p, uint32_t index, enum sched_kind k
 
 static void use_built_in_step(struct stack_pool *p)
 {
-    p->worker.engine.step.params = default_step;
+    p->step = default_step;
     p->worker.engine.kv_bytes_per_token = DEFAULT_KV_BYTES_PER_TOKEN;
 }
 
@@ -75,7 +76,7 @@ void stack_default(struct stack *s, uint32_t workers)
     use_built_in_step(p);
     p->workers = workers;
     p->worker.engine.block_size = 512;
-    int rc = step_model_init(&p->worker.engine.step, &default_step, &why);
+    int rc = step_model_init(&p->worker.engine.step, &p->step, &why);
     assert(rc == WEIR_OK);
     (void)rc;
 }
@@ -236,9 +237,9 @@ static int read_policy_params(struct load *l, const struct ytree_node *map, cons
 static int read_pool_inner(struct load *l, const struct key *k, const struct ytree_node *n,
                            void *base, const char *path)
 {
-    struct engine_config *engine = &((struct stack_pool *)base)->worker.engine;
+    struct stack_pool *pool = base;
     if (strcmp(k->name, "step") == 0) {
-        struct step_params *p = &engine->step.params;
+        struct step_params *p = &pool->step;
         /* A table written here replaces the profile's as a whole. */
         if (n->kind == YTREE_MAP &&
             (child(n, SCOPE_STEP, "prefill_tok") || child(n, SCOPE_STEP, "prefill_ms")))
@@ -250,7 +251,7 @@ static int read_pool_inner(struct load *l, const struct key *k, const struct ytr
         return read_map(l, SCOPE_STEP, "", n, p, path, NULL);
     }
     assert(strcmp(k->name, "engine") == 0);
-    return read_map(l, SCOPE_ENGINE, "", n, engine, path, NULL);
+    return read_map(l, SCOPE_ENGINE, "", n, &pool->worker.engine, path, NULL);
 }
 
 /* The scheduler decides the other defaults, so it is read before them. A bad value is left for
@@ -279,12 +280,12 @@ static int start_step(struct load *l, struct stack_pool *p, const struct ytree_n
     if (profile && profile->kind == YTREE_SCALAR && *profile->text) {
         char where[WHERE_BYTES];
         (void)where_of(l, profile, path, "profile", where);
-        return profile_find(&engine->step.params, &engine->kv_bytes_per_token, &p->worker.gpus,
-                            profile->text, l->path, l->profile_dirs, where, l->error);
+        return profile_find(&p->step, &engine->kv_bytes_per_token, &p->worker.gpus, profile->text,
+                            l->path, l->profile_dirs, where, l->error);
     }
     if (child(pool, SCOPE_POOL, "step")) {
-        memset(&engine->step.params, 0, sizeof engine->step.params);
-        key_defaults(SCOPE_STEP, &engine->step.params);
+        memset(&p->step, 0, sizeof p->step);
+        key_defaults(SCOPE_STEP, &p->step);
     } else if (engine->scheduler != SCHED_DYNOSIM) {
         use_built_in_step(p);
     }
@@ -295,13 +296,9 @@ static int start_step(struct load *l, struct stack_pool *p, const struct ytree_n
 static int finish_pool(struct stack_pool *p, const char **part, const char **why)
 {
     struct engine_config *engine = &p->worker.engine;
-    struct step_params params = engine->step.params;
     *part = "step";
-    int rc = step_model_init(&engine->step, &params, why);
-    if (rc) {
-        engine->step.params = params;
+    if (step_model_init(&engine->step, &p->step, why))
         return WEIR_E_INPUT;
-    }
     *part = "engine";
     return engine_config_check(engine, why) ? WEIR_E_INPUT : WEIR_OK;
 }
@@ -815,7 +812,7 @@ static void *base_in_pool(struct stack_pool *p, enum key_scope scope)
 {
     switch (scope) {
     case SCOPE_ENGINE: return &p->worker.engine;
-    case SCOPE_STEP: return &p->worker.engine.step.params;
+    case SCOPE_STEP: return &p->step;
     default: return p;
     }
 }
@@ -835,7 +832,10 @@ static int set_in_pool(struct stack_pool *pool, const struct target *t,
         return WEIR_E_INPUT;
     }
     *pool = changed;
-    return WEIR_OK;
+    /* once more: a table is borrowed from where the pool is */
+    rc = finish_pool(pool, &part, &why);
+    assert(rc == WEIR_OK);
+    return rc;
 }
 
 int stack_set(struct stack *s, const char *key, const char *value, char *error)
@@ -928,7 +928,7 @@ static void print_pool(FILE *out, const struct stack_pool *p)
     if (p->profile[0])
         (void)fprintf(out, " # from profile %s", p->profile);
     (void)fputc('\n', out);
-    stack_print_step(out, "      ", &engine->step.params);
+    stack_print_step(out, "      ", &p->step);
     (void)fputs("    engine:\n", out);
     print_scope(out, "      ", SCOPE_ENGINE, engine, &usual, engine->scheduler);
 }

@@ -45,10 +45,10 @@ static void defaults_follow_the_engine(void **state)
         assert_int_equal(c.block_size, block_size[i]);
         assert_int_equal(c.step.form, kinds[i] == SCHED_DYNOSIM ? STEP_POLYNOMIAL : STEP_LINEAR);
     }
-    struct engine_config d;
-    engine_config_default(&d, SCHED_DYNOSIM);
-    assert_true(fabs(d.step.params.pa - 4.209989e-07) < 1e-18);
-    assert_true(fabs(d.step.params.dc - 5.74) < 1e-12);
+    struct step_params p;
+    engine_config_default_step(&p, SCHED_DYNOSIM);
+    assert_true(fabs(p.pa - 4.209989e-07) < 1e-18);
+    assert_true(fabs(p.dc - 5.74) < 1e-12);
 }
 
 /* A default with one field changed must be refused with a reason that names it. */

@@ -15,17 +15,18 @@
 
 /* ---- small engines */
 
+static const struct step_params linear_step = {.form = STEP_LINEAR,
+                                               .w_ms = 5,
+                                               .d0_ms_per_req = 0.01,
+                                               .k_ms_per_tok = 1e-4,
+                                               .p_ms_per_tok = 0.02};
+
 static struct engine_config small_config(uint32_t block_size, uint32_t blocks)
 {
     struct engine_config c;
-    struct step_params p = {.form = STEP_LINEAR,
-                            .w_ms = 5,
-                            .d0_ms_per_req = 0.01,
-                            .k_ms_per_tok = 1e-4,
-                            .p_ms_per_tok = 0.02};
     const char *why = NULL;
     engine_config_default(&c, SCHED_TRTLLM);
-    assert_int_equal(step_model_init(&c.step, &p, &why), 0);
+    assert_int_equal(step_model_init(&c.step, &linear_step, &why), 0);
     c.block_size = block_size;
     c.num_gpu_blocks = blocks;
     return c;
@@ -256,7 +257,7 @@ static void random_config(struct rng *r, struct engine_config *c)
     c->max_num_seqs = between(r, 1, 24);
     c->max_num_batched_tokens = between(r, 0, 1) ? between(r, 1, 64) : between(r, 64, 400);
     c->max_model_len = between(r, 0, 1) ? 0 : between(r, 130, 400);
-    struct step_params p = c->step.params;
+    struct step_params p = linear_step;
     const char *why;
     uint32_t kind = between(r, 0, 9);
     if (kind < 2) /* no closed form */

@@ -81,9 +81,9 @@ static void default_stack(void **state)
     assert_int_equal(c->max_num_seqs, 256);
     assert_int_equal(c->max_num_batched_tokens, 8192);
     assert_int_equal(c->kv_bytes_per_token, 131072);
-    assert_true(fabs(c->step.params.w_ms - 6.4343) < 1e-12);
-    assert_true(fabs(c->step.params.k_ms_per_tok - 5.131e-05) < 1e-15);
-    assert_true(fabs(c->step.params.p_ms_per_tok - 0.019613) < 1e-12);
+    assert_true(fabs(one.pools[0].step.w_ms - 6.4343) < 1e-12);
+    assert_true(fabs(one.pools[0].step.k_ms_per_tok - 5.131e-05) < 1e-15);
+    assert_true(fabs(one.pools[0].step.p_ms_per_tok - 0.019613) < 1e-12);
     assert_int_equal(one.slo_ttft_ps, 2 * PS_PER_S);
     assert_int_equal(one.slo_tpot_ps, 50 * PS_PER_MS);
     assert_int_equal(one.slo_e2e_ps, PS_NEVER);
@@ -107,7 +107,7 @@ static void smallest_file(void **state)
     assert_string_equal(one.pools[0].name, "pool0");
     assert_int_equal(one.pools[0].workers, 1);
     assert_int_equal(one.pools[0].worker.engine.block_size, 16);
-    assert_true(fabs(one.pools[0].worker.engine.step.params.w_ms - 6.4343) < 1e-12);
+    assert_true(fabs(one.pools[0].step.w_ms - 6.4343) < 1e-12);
     stack_deinit(&one);
 }
 
@@ -157,8 +157,8 @@ static void profile_and_overrides(void **state)
                   "    profile: " LLAMA "\n"
                   "  - {name: plain, profile: " LLAMA "}\n");
     const struct engine_config *c = &one.pools[0].worker.engine;
-    assert_true(fabs(c->step.params.w_ms - 6.4343) < 1e-12);
-    assert_true(fabs(c->step.params.d0_ms_per_req - 0.25) < 1e-12);
+    assert_true(fabs(one.pools[0].step.w_ms - 6.4343) < 1e-12);
+    assert_true(fabs(one.pools[0].step.d0_ms_per_req - 0.25) < 1e-12);
     assert_int_equal(c->kv_bytes_per_token, 65536);
     assert_int_equal(one.pools[0].worker.gpus, 2);
     assert_string_equal(one.pools[0].profile, LLAMA);
@@ -172,8 +172,8 @@ static void step_alone_starts_from_nothing(void **state)
     (void)state;
     load_ok(&one, "pools: [{step: {w_ms: 3}}]");
     const struct engine_config *c = &one.pools[0].worker.engine;
-    assert_true(fabs(c->step.params.w_ms - 3) < 1e-12);
-    assert_true(fabs(c->step.params.k_ms_per_tok) < 1e-12);
+    assert_true(fabs(one.pools[0].step.w_ms - 3) < 1e-12);
+    assert_true(fabs(one.pools[0].step.k_ms_per_tok) < 1e-12);
     assert_int_equal(c->kv_bytes_per_token, 0);
     stack_deinit(&one);
 }
@@ -189,7 +189,7 @@ static void table_step(void **state)
                   "      decode_kv_tok: [1000, 100000]\n"
                   "      decode_ctx_tok: [100, 1000, 10000]\n"
                   "      decode_ms: [[5, 6, 7], [8, 9, 10]]\n");
-    const struct step_params *p = &one.pools[0].worker.engine.step.params;
+    const struct step_params *p = &one.pools[0].step;
     assert_int_equal(p->n_prefill, 3);
     assert_int_equal(p->n_kv, 2);
     assert_int_equal(p->n_ctx, 3);
@@ -197,7 +197,7 @@ static void table_step(void **state)
     char *text = printed_stack(&one);
     load_ok(&two, text);
     free(text);
-    assert_memory_equal(p, &two.pools[0].worker.engine.step.params, sizeof *p);
+    assert_memory_equal(p, &two.pools[0].step, sizeof *p);
     stack_deinit(&one);
     stack_deinit(&two);
 }
@@ -210,7 +210,7 @@ static void *base_of(struct stack *s, enum key_scope scope)
     case SCOPE_STACK: return s;
     case SCOPE_POOL: return &s->pools[0];
     case SCOPE_ENGINE: return &s->pools[0].worker.engine;
-    case SCOPE_STEP: return &s->pools[0].worker.engine.step.params;
+    case SCOPE_STEP: return &s->pools[0].step;
     default: return NULL;
     }
 }
@@ -247,21 +247,22 @@ static void put_value(const struct key *k, void *base, unsigned turn)
 static void prepare(struct stack *s, const struct key *k, unsigned turn)
 {
     struct engine_config *c = &s->pools[0].worker.engine;
+    struct step_params *p = &s->pools[0].step;
     if (k->scope == SCOPE_ENGINE && k->only)
         c->scheduler = (enum sched_kind)__builtin_ctz(k->only);
     if (k->scope == SCOPE_STEP && k->only && !(k->only & (1u << STEP_TABLE)))
-        c->step.params.form = (enum step_form)__builtin_ctz(k->only);
-    if (c->step.params.form == STEP_POLYNOMIAL)
-        c->step.params.pc = c->step.params.dc = 5;
+        p->form = (enum step_form)__builtin_ctz(k->only);
+    if (p->form == STEP_POLYNOMIAL)
+        p->pc = p->dc = 5;
     if (strncmp(k->name, "moe_", 4) == 0) {
-        c->step.params.moe_experts = 128;
-        c->step.params.moe_active = 8;
-        c->step.params.moe_w_share = 0.5;
+        p->moe_experts = 128;
+        p->moe_active = 2;
+        p->moe_w_share = 0.5;
     }
     if (strncmp(k->name, "spec_", 5) == 0) {
-        c->step.params.spec_gamma = 8;
+        p->spec_gamma = 8;
         for (unsigned i = 0; i < 8; i++)
-            c->step.params.spec_accept[i] = 0.5;
+            p->spec_accept[i] = 0.5;
     }
     if (strcmp(k->name, "policy") == 0 && turn == 2)
         c->scheduler = SCHED_SGLANG;
