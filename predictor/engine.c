@@ -497,9 +497,8 @@ static uint64_t blocks_needed(const struct engine *e, uint64_t n)
 /* How many decode-only passes can be taken without the scheduler having anything to decide; 0: ask it. */
 static uint64_t skippable(const struct engine *e)
 {
-    if (e->stepping || e->tracing || !e->all_decode || !e->n_running ||
-        e->c.step.spec_gamma || e->n_running > e->c.max_num_batched_tokens ||
-        e->c.scheduler == SCHED_DYNOSIM)
+    if (e->stepping || e->tracing || !e->all_decode || !e->n_running || e->c.step.spec_gamma ||
+        e->n_running > e->c.max_num_batched_tokens || e->c.scheduler == SCHED_DYNOSIM)
         return 0;
     if (e->waiting.n && !(e->waiting_blocked && e->ops->waiting_stays(e)))
         return 0;
@@ -630,17 +629,40 @@ static void compact_running(struct engine *e)
     e->all_decode = all;
 }
 
+/* The gaps between the tokens of `m` passes taken together, the first left to requests that are not
+ * on_time; `live` of the running requests get the last pass's token, the others were aborted in it. */
+static void skip_itl(struct engine *e, struct step_batch *b, uint64_t m, uint32_t on_time,
+                     uint32_t live)
+{
+    if (e->closed_form && on_time == live && live == e->n_running) {
+        hist_add_series(e->itl, e->step_a_ps, e->step_d_ps, m, live);
+    } else if (e->closed_form) {
+        hist_add(e->itl, e->step_a_ps, on_time);
+        if (m > 2)
+            hist_add_series(e->itl, e->step_a_ps + e->step_d_ps, e->step_d_ps, m - 2, e->n_running);
+        if (m > 1)
+            hist_add(e->itl, e->step_a_ps + (int64_t)(m - 1) * e->step_d_ps, live);
+    } else {
+        for (uint64_t i = 0; i < m; i++) {
+            hist_add(e->itl, pass_time(e, b), !i ? on_time : i < m - 1 ? e->n_running : live);
+            b->decode_ctx_tok += b->decode_reqs;
+            b->active_kv_tok += b->decode_reqs;
+        }
+    }
+}
+
 static void end_skip(struct engine *e)
 {
     uint64_t m = e->steps;
-    uint32_t on_time = 0;
+    uint32_t on_time = 0, live = 0;
     struct step_batch b;
     decode_batch(e, &b);
     int64_t first = e->closed_form ? e->step_a_ps : pass_time(e, &b);
     for (uint32_t i = 0; i < e->n_running; i++) {
         uint32_t slot = e->running[i];
         struct seq *q = &e->seqs[slot];
-        if (e->itl) {
+        live += !q->aborted;
+        if (e->itl && (m > 1 || !q->aborted)) {
             if (q->last_token_ps == e->start_ps)
                 on_time++;
             else
@@ -657,23 +679,10 @@ static void end_skip(struct engine *e)
         if (e->kv.caching && q->computed / e->c.block_size > q->hold.n_named)
             kv_name(&e->kv, &q->spec, &q->hold, q->computed / e->c.block_size);
     }
-    if (e->itl && e->closed_form) {
-        if (on_time == e->n_running) {
-            hist_add_series(e->itl, e->step_a_ps, e->step_d_ps, m, on_time);
-        } else {
-            hist_add(e->itl, e->step_a_ps, on_time);
-            hist_add_series(e->itl, e->step_a_ps + e->step_d_ps, e->step_d_ps, m - 1, e->n_running);
-        }
-    } else if (e->itl) {
-        hist_add(e->itl, first, on_time);
-        for (uint64_t i = 1; i < m; i++) {
-            b.decode_ctx_tok += b.decode_reqs;
-            b.active_kv_tok += b.decode_reqs;
-            hist_add(e->itl, pass_time(e, &b), e->n_running);
-        }
-    }
+    if (e->itl)
+        skip_itl(e, &b, m, on_time, live);
     e->stats.passes += m;
-    e->stats.output_tok += m * e->n_running;
+    e->stats.output_tok += (m - 1) * e->n_running + live;
     if (e->ops->skipped)
         e->ops->skipped(e, m);
     bool gone = false;
