@@ -294,7 +294,7 @@ void engine_abort(struct engine *e, int64_t now, uint32_t slot)
             i++;
         deque_remove_at(&e->waiting, i);
         seq_free(e, slot);
-    } else if (e->in_pass) {
+    } else if (e->in_pass && (e->skipping || q->sched)) {
         q->aborted = true; /* the pass goes on with it and forgets it at its end */
     } else {
         running_remove(e, slot);
