@@ -19,6 +19,11 @@
 
 #define CORE_NO_WORKER UINT32_MAX
 #define CORE_MAX_WORKERS 16384u
+#define CORE_MAX_REQUESTS (1u << 24) /* core_config.max_requests, at most */
+#define CORE_MAX_POLICY_PARAMS 16    /* rows in a policy's table */
+/* Held requests that cannot go yet (too large for the workers that are open) and that others behind them
+ * may pass; beyond, these wait too. */
+#define CORE_MAX_PASSED 64
 
 /* What may be known of a request when it arrives. Copied by the core, except keys, which the caller
  * keeps until the request's final command or event (done, rejected, failed for good). */
@@ -151,7 +156,7 @@ uint32_t core_needs(const struct core *c);
 
 /* Counters by reason, and live totals, for reports and metrics. */
 struct core_stats {
-    uint64_t arrivals, dispatched, held, retried, done, rejected[CORE_REASON_COUNT];
+    uint64_t arrivals, dispatched, held, retried, done, cancelled, rejected[CORE_REASON_COUNT];
     uint32_t queued, inflight;
 };
 void core_get_stats(const struct core *c, struct core_stats *out);

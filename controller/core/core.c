@@ -1,0 +1,763 @@
+/* core.c - see core.h. A request is in one of these phases; events move it, commands come out:
+ *
+ *   arrival ──► HELD ──► WHOLE ─────────────────────────► over
+ *                │                                          ▲
+ *                └─────► PREFILL ──► HELD_KV ──► DECODE ────┘
+ *
+ * HELD and HELD_KV (prefill done, no decode worker yet) are passed through at once if a worker is
+ * open. Lost requests go back to HELD. Who waits, and in which order: hold_queue.h. What is known of
+ * the workers: fleet.h.
+ */
+#include "controller/core/core.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "controller/core/fleet.h"
+#include "controller/core/hold_queue.h"
+#include "controller/core/policy.h"
+#include "predictor/mem.h"
+#include "predictor/rng.h"
+
+enum phase { FREE, HELD, WHOLE, PREFILL, HELD_KV, DECODE };
+
+struct request {
+    struct core_request r;
+    uint64_t seq;       /* order of arrival */
+    uint32_t worker;    /* of the leg under way; HELD_KV: the one that holds the KV */
+    uint32_t peer;      /* PREFILL: decode worker chosen already; DECODE: source of the KV */
+    uint32_t peer_life; /* PREFILL: peer's life when it was chosen */
+    uint32_t lost_on;   /* worker to avoid in the next attempt */
+    uint32_t attempt;
+    uint32_t uncached_tok; /* as booked with the leg that prefills */
+    bool prefilling;       /* that leg has not shown a first token */
+    uint8_t phase;
+};
+
+struct core {
+    const struct policy_ops *policy;
+    void *policy_state;
+    struct core_config config; /* its pointers are not valid any more */
+    struct rng rng;
+    struct fleet fleet;
+    struct policy_view view;
+    int64_t now_ps;
+
+    struct request *requests; /* by handle */
+    unsigned char *notes;     /* policy->request_bytes for each */
+    uint32_t requests_cap;
+    uint64_t seq;
+    struct hold_queue admit, decode; /* HELD, HELD_KV */
+    bool admit_cut; /* the last round did not look at all of admit: newcomers must not pass */
+
+    struct core_command *commands; /* ring */
+    uint32_t command_head, n_commands, commands_cap;
+    struct core_stats stats;
+};
+
+/* ---- life */
+
+static const char *config_fault(const struct core_config *c)
+{
+    if (!c->max_requests || c->max_requests > CORE_MAX_REQUESTS)
+        return "max_requests must be 1 to 16777216";
+    if (c->queue_timeout_ps <= 0)
+        return "queue_timeout_ps must be above 0 (PS_NEVER: no limit)";
+    return NULL;
+}
+
+static int init_policy(struct core *c, const struct core_config *cc, const char **why)
+{
+    double param[CORE_MAX_POLICY_PARAMS];
+    const struct policy_ops *p = c->policy;
+    assert(p->n_params <= CORE_MAX_POLICY_PARAMS);
+    for (uint32_t i = 0; i < p->n_params; i++) {
+        param[i] = cc->policy_param ? cc->policy_param[i] : p->params[i].def;
+        if (!(param[i] >= p->params[i].min && param[i] <= p->params[i].max)) {
+            *why = "a policy parameter is out of its range";
+            return WEIR_E_INVALID;
+        }
+    }
+    *why = "out of memory";
+    c->policy_state = calloc(1, p->state_bytes ? p->state_bytes : 1);
+    if (!c->policy_state)
+        return WEIR_E_NOMEM;
+    int rc = p->init ? p->init(c->policy_state, param, cc->n_workers) : 0;
+    if (rc) {
+        free(c->policy_state);
+        c->policy_state = NULL;
+    }
+    return rc;
+}
+
+struct core *core_new(const struct core_config *cc, const char **why)
+{
+    const struct policy_ops *policy = core_policy_find(cc->policy);
+    *why = policy ? config_fault(cc) : "no such policy";
+    if (*why)
+        return NULL;
+    struct core *c = calloc(1, sizeof *c);
+    *why = "out of memory";
+    if (!c)
+        return NULL;
+    c->policy = policy;
+    c->config = *cc;
+    rng_init(&c->rng, cc->seed);
+    hold_queue_init(&c->admit);
+    hold_queue_init(&c->decode);
+    if (fleet_init(&c->fleet, cc, policy, why)) {
+        free(c);
+        return NULL;
+    }
+    if (init_policy(c, cc, why)) {
+        fleet_deinit(&c->fleet);
+        free(c);
+        return NULL;
+    }
+    c->view = (struct policy_view){.n_workers = c->fleet.n,
+                                   .config = c->fleet.config,
+                                   .inflight = c->fleet.inflight,
+                                   .prefilling = c->fleet.prefilling,
+                                   .prefill_tok = c->fleet.prefill_tok,
+                                   .inflight_tok = c->fleet.inflight_tok,
+                                   .telemetry = c->fleet.telemetry};
+    *why = NULL;
+    return c;
+}
+
+void core_free(struct core *c)
+{
+    if (!c)
+        return;
+    if (c->policy->deinit)
+        c->policy->deinit(c->policy_state);
+    free(c->policy_state);
+    fleet_deinit(&c->fleet);
+    hold_queue_deinit(&c->admit);
+    hold_queue_deinit(&c->decode);
+    free(c->requests);
+    free(c->notes);
+    free(c->commands);
+    free(c);
+}
+
+uint32_t core_needs(const struct core *c)
+{
+    return c->policy->needs | (c->policy->prefix == POLICY_PREFIX_EVENTS ? 1u << CORE_EV_CACHE : 0);
+}
+
+void core_get_stats(const struct core *c, struct core_stats *out)
+{
+    *out = c->stats;
+}
+
+/* ---- requests and their handles */
+
+static uint32_t handle_of(const struct core *c, const struct request *q)
+{
+    return (uint32_t)(q - c->requests);
+}
+
+static void *note_of(const struct core *c, const struct request *q)
+{
+    return c->notes + (size_t)handle_of(c, q) * c->policy->request_bytes;
+}
+
+/* Room for this handle, which is below max_requests. */
+static void grow_table(struct core *c, uint32_t handle)
+{
+    uint32_t old = c->requests_cap;
+    if (handle < old)
+        return;
+    MEM_GROW(c->requests, c->requests_cap, handle + 1);
+    memset(&c->requests[old], 0, (c->requests_cap - old) * sizeof *c->requests);
+    if (c->policy->request_bytes) {
+        c->notes = realloc(c->notes, (size_t)c->requests_cap * c->policy->request_bytes);
+        if (!c->notes)
+            abort();
+    }
+}
+
+/* ---- commands out */
+
+static void command_grow(struct core *c)
+{
+    uint32_t old = c->commands_cap;
+    MEM_GROW(c->commands, c->commands_cap, old + 1);
+    /* what had wrapped round to the front goes behind the old end */
+    memcpy(&c->commands[old], c->commands, c->command_head * sizeof *c->commands);
+}
+
+static struct core_command *command(struct core *c, enum core_command_kind kind, uint32_t handle,
+                                    uint32_t worker)
+{
+    if (c->n_commands == c->commands_cap)
+        command_grow(c);
+    uint32_t i = c->command_head + c->n_commands++;
+    struct core_command *cmd = &c->commands[i < c->commands_cap ? i : i - c->commands_cap];
+    *cmd = (struct core_command){.kind = kind,
+                                 .request = handle,
+                                 .worker = worker,
+                                 .peer = CORE_NO_WORKER,
+                                 .retry_after_ps = PS_NEVER,
+                                 .overlap_tok = -1};
+    return cmd;
+}
+
+bool core_next(struct core *c, struct core_command *out)
+{
+    if (!c->n_commands)
+        return false;
+    *out = c->commands[c->command_head++];
+    if (c->command_head == c->commands_cap)
+        c->command_head = 0;
+    if (!--c->n_commands)
+        c->command_head = 0;
+    return true;
+}
+
+static void reject(struct core *c, uint32_t handle, enum core_reason reason)
+{
+    command(c, CORE_CMD_REJECT, handle, CORE_NO_WORKER)->reason = reason;
+    c->stats.rejected[reason]++;
+}
+
+/* ---- legs */
+
+static void enter_leg(struct core *c, struct request *q, const struct policy_query *ask, uint32_t w)
+{
+    bool prefills = ask->leg != POLICY_DECODE;
+    if (prefills) {
+        q->uncached_tok = policy_uncached_tok(ask, w);
+        q->prefilling = true;
+    }
+    fleet_book(&c->fleet, w, &q->r, prefills, q->uncached_tok);
+    if (c->policy->dispatched)
+        c->policy->dispatched(c->policy_state, &c->view, ask, w, note_of(c, q));
+    fleet_guess_cached(&c->fleet, w, &q->r);
+}
+
+static void leave_leg(struct core *c, struct request *q, uint32_t w)
+{
+    if (q->prefilling && q->phase != DECODE && w == q->worker) {
+        q->prefilling = false;
+        fleet_prefilled(&c->fleet, w, q->uncached_tok);
+    }
+    fleet_unbook(&c->fleet, w, &q->r);
+    if (c->policy->left)
+        c->policy->left(c->policy_state, &c->view, &q->r, w, note_of(c, q));
+}
+
+static void prefill_over(struct core *c, struct request *q)
+{
+    if (!q->prefilling)
+        return;
+    q->prefilling = false;
+    fleet_prefilled(&c->fleet, q->worker, q->uncached_tok);
+    if (c->policy->first_token)
+        c->policy->first_token(c->policy_state, &c->view, &q->r, q->worker, note_of(c, q));
+}
+
+/* Takes q out of wherever it is. Legs on workers other than `lost` get a CANCEL. */
+static void withdraw(struct core *c, struct request *q, uint32_t lost)
+{
+    uint32_t h = handle_of(c, q);
+    if (q->phase == HELD) {
+        hold_queue_remove(&c->admit, h);
+        c->stats.queued--;
+        return;
+    }
+    if (q->phase == HELD_KV) {
+        hold_queue_remove(&c->decode, h);
+        c->stats.queued--;
+    } else {
+        c->stats.inflight--;
+    }
+    leave_leg(c, q, q->worker);
+    if (q->worker != lost)
+        command(c, CORE_CMD_CANCEL, h, q->worker);
+    if (q->peer == CORE_NO_WORKER)
+        return;
+    if (q->phase == PREFILL)
+        leave_leg(c, q, q->peer);
+    if (q->peer != lost)
+        command(c, CORE_CMD_CANCEL, h, q->peer);
+}
+
+/* ---- routing */
+
+enum outcome { ROUTED, REFUSED, BLOCKED };
+
+static struct policy_query ask_for(struct core *c, const struct request *q, enum policy_leg leg)
+{
+    return (struct policy_query){
+        .req = &q->r, .leg = leg, .source = CORE_NO_WORKER, .cached_tok = c->fleet.cached_tok};
+}
+
+/* A candidate, POLICY_SHED or POLICY_MISS_SLO. */
+static uint32_t pick(struct core *c, const struct policy_query *ask)
+{
+    uint32_t w = c->policy->pick(c->policy_state, &c->view, ask, &c->rng);
+    assert(w == POLICY_SHED || w == POLICY_MISS_SLO || w < c->fleet.n);
+    return w;
+}
+
+static enum outcome refused(struct core *c, struct request *q, uint32_t verdict)
+{
+    reject(c, handle_of(c, q), verdict == POLICY_SHED ? CORE_REASON_SATURATED : CORE_REASON_SLO);
+    q->phase = FREE;
+    return REFUSED;
+}
+
+static struct core_command *dispatch(struct core *c, struct request *q, enum core_command_kind kind,
+                                     uint32_t w)
+{
+    struct core_command *cmd = command(c, kind, handle_of(c, q), w);
+    cmd->attempt = q->attempt;
+    if (c->fleet.index)
+        cmd->overlap_tok = c->fleet.cached_tok[w];
+    c->stats.dispatched++;
+    return cmd;
+}
+
+static uint32_t decode_candidates(struct core *c, const struct request *q, const uint32_t **list)
+{
+    uint64_t need = fleet_need_tok(&q->r);
+    uint32_t n = fleet_candidates(&c->fleet, ROLE_DECODE, need, q->lost_on, 1, list);
+    return n ? n : fleet_candidates(&c->fleet, ROLE_BOTH, need, q->lost_on, 1, list);
+}
+
+/* The whole request to a worker of role both. */
+static enum outcome route_whole(struct core *c, struct request *q)
+{
+    struct policy_query ask = ask_for(c, q, POLICY_WHOLE);
+    ask.n_candidates = fleet_candidates(&c->fleet, ROLE_BOTH, fleet_need_tok(&q->r), q->lost_on, 0,
+                                        &ask.candidates);
+    if (!ask.n_candidates)
+        return BLOCKED;
+    fleet_match(&c->fleet, &q->r);
+    uint32_t w = pick(c, &ask);
+    if (w >= c->fleet.n)
+        return refused(c, q, w);
+    q->worker = w;
+    q->peer = CORE_NO_WORKER;
+    q->phase = WHOLE;
+    dispatch(c, q, CORE_CMD_DISPATCH, w);
+    enter_leg(c, q, &ask, w);
+    return ROUTED;
+}
+
+/* The prefill leg; destination-first, with its decode worker. */
+static enum outcome route_prefill(struct core *c, struct request *q)
+{
+    uint64_t need = fleet_need_tok(&q->r);
+    struct policy_query ask = ask_for(c, q, POLICY_PREFILL), peer = ask_for(c, q, POLICY_DECODE);
+    uint32_t to = CORE_NO_WORKER;
+    ask.n_candidates =
+        fleet_candidates(&c->fleet, ROLE_PREFILL, need, q->lost_on, 0, &ask.candidates);
+    if (!ask.n_candidates ||
+        (c->fleet.reach.ready[ROLE_DECODE] < need && c->fleet.reach.ready[ROLE_BOTH] < need))
+        return BLOCKED;
+    if (c->config.destination_first) {
+        peer.n_candidates = decode_candidates(c, q, &peer.candidates);
+        if (!peer.n_candidates)
+            return BLOCKED;
+    }
+    fleet_match(&c->fleet, &q->r);
+    if (c->config.destination_first) {
+        to = pick(c, &peer);
+        if (to >= c->fleet.n)
+            return refused(c, q, to);
+    }
+    uint32_t w = pick(c, &ask);
+    if (w >= c->fleet.n)
+        return refused(c, q, w);
+    q->worker = w;
+    q->peer = to;
+    q->phase = PREFILL;
+    if (to != CORE_NO_WORKER) {
+        q->peer_life = c->fleet.workers[to].life;
+        enter_leg(c, q, &peer, to);
+    }
+    dispatch(c, q, CORE_CMD_DISPATCH_PREFILL, w)->peer = to;
+    enter_leg(c, q, &ask, w);
+    return ROUTED;
+}
+
+/* q is in no queue. BLOCKED leaves it as it was; otherwise it is on its way, or over. */
+static enum outcome route(struct core *c, struct request *q)
+{
+    enum outcome o = c->fleet.reach.ever[ROLE_PREFILL] ? route_prefill(c, q) : BLOCKED;
+    if (o == BLOCKED)
+        o = route_whole(c, q);
+    fleet_forget_match(&c->fleet);
+    if (o == ROUTED)
+        c->stats.inflight++;
+    return o;
+}
+
+static void hand_over(struct core *c, struct request *q, uint32_t to,
+                      const struct policy_query *ask)
+{
+    uint32_t from = q->worker;
+    dispatch(c, q, CORE_CMD_DISPATCH_DECODE, to)->peer = from;
+    leave_leg(c, q, from);
+    q->worker = to;
+    q->peer = from;
+    q->phase = DECODE;
+    if (ask)
+        enter_leg(c, q, ask, to);
+}
+
+/* The decode leg of a request whose prefill is done. As route. */
+static enum outcome route_decode(struct core *c, struct request *q)
+{
+    struct policy_query ask = ask_for(c, q, POLICY_DECODE);
+    ask.source = q->worker;
+    ask.n_candidates = decode_candidates(c, q, &ask.candidates);
+    if (!ask.n_candidates)
+        return BLOCKED;
+    fleet_match(&c->fleet, &q->r);
+    uint32_t w = pick(c, &ask);
+    if (w < c->fleet.n) {
+        hand_over(c, q, w, &ask);
+    } else {
+        leave_leg(c, q, q->worker);
+        command(c, CORE_CMD_CANCEL, handle_of(c, q), q->worker);
+        refused(c, q, w);
+    }
+    fleet_forget_match(&c->fleet);
+    return w < c->fleet.n ? ROUTED : REFUSED;
+}
+
+/* ---- waiting */
+
+/* Whether a worker that could serve q is there (in `tok`: one of fleet_reach's). */
+static bool within(const uint64_t tok[FLEET_ROLES], uint64_t need, enum phase phase)
+{
+    bool decode = tok[ROLE_DECODE] >= need || tok[ROLE_BOTH] >= need;
+    if (phase == HELD_KV)
+        return decode;
+    return tok[ROLE_BOTH] >= need || (tok[ROLE_PREFILL] >= need && decode);
+}
+
+static void enqueue(struct core *c, struct request *q, enum phase phase)
+{
+    struct hold_queue *to = phase == HELD ? &c->admit : &c->decode;
+    int64_t limit = c->config.queue_timeout_ps;
+    int64_t deadline = limit < PS_NEVER - c->now_ps ? c->now_ps + limit : PS_NEVER;
+    hold_queue_push(to, handle_of(c, q), q->r.priority, q->seq, deadline);
+    q->phase = (uint8_t)phase;
+    c->stats.queued++;
+}
+
+static void announce_hold(struct core *c, const struct request *q)
+{
+    c->stats.held++;
+    command(c, CORE_CMD_HOLD, handle_of(c, q), CORE_NO_WORKER);
+}
+
+/* It cannot wait any longer. */
+static void give_up(struct core *c, uint32_t handle, enum core_reason reason)
+{
+    struct request *q = &c->requests[handle];
+    withdraw(c, q, CORE_NO_WORKER);
+    q->phase = FREE;
+    reject(c, handle, reason);
+}
+
+/* Sends on whoever can go, first in line first. */
+static void release(struct core *c)
+{
+    uint32_t passed = 0, next;
+    for (uint32_t h = hold_queue_first(&c->decode); h != HOLD_NONE && passed < CORE_MAX_PASSED;
+         h = next) {
+        struct request *q = &c->requests[h];
+        next = hold_queue_after(&c->decode, h);
+        enum outcome o = route_decode(c, q);
+        if (o == BLOCKED) {
+            passed++;
+            continue;
+        }
+        hold_queue_remove(&c->decode, h);
+        c->stats.queued--;
+        if (o == ROUTED)
+            c->stats.inflight++;
+    }
+    passed = 0;
+    c->admit_cut = false;
+    for (uint32_t h = hold_queue_first(&c->admit); h != HOLD_NONE; h = next) {
+        if (!c->fleet.n_open[ROLE_BOTH] && !c->fleet.n_open[ROLE_PREFILL])
+            break;
+        if (passed == CORE_MAX_PASSED) {
+            c->admit_cut = true;
+            break;
+        }
+        struct request *q = &c->requests[h];
+        next = hold_queue_after(&c->admit, h);
+        if (route(c, q) == BLOCKED) {
+            passed++;
+            continue;
+        }
+        hold_queue_remove(&c->admit, h);
+        c->stats.queued--;
+    }
+}
+
+/* A request (new, or lost and to be tried again) goes on its way, waits, or is refused. */
+static void admit(struct core *c, struct request *q, bool again)
+{
+    uint64_t need = fleet_need_tok(&q->r);
+    enum core_reason reason = CORE_REASON_NONE;
+    /* Those who wait could not go when they were last looked at. An event that opened a worker, as the loss
+     * of a request does, lets them go first. */
+    bool in_line = c->admit.n && (again || c->admit_cut);
+    if (!in_line && route(c, q) != BLOCKED)
+        return;
+    if (!within(c->fleet.reach.hope, need, HELD))
+        reason = CORE_REASON_NO_WORKER;
+    else if (!again && c->admit.n >= c->config.queue_max_requests)
+        reason = within(c->fleet.reach.ready, need, HELD) ? CORE_REASON_QUEUE_FULL
+                                                          : CORE_REASON_NO_WORKER;
+    if (reason != CORE_REASON_NONE) {
+        q->phase = FREE;
+        reject(c, handle_of(c, q), reason);
+        return;
+    }
+    enqueue(c, q, HELD);
+    if (in_line)
+        release(c);
+    if (q->phase == HELD)
+        announce_hold(c, q);
+}
+
+static void expire_queue(struct core *c, struct hold_queue *queue, int64_t before_ps)
+{
+    while (hold_queue_deadline_ps(queue) < before_ps) {
+        uint32_t h = hold_queue_soonest(queue);
+        const struct request *q = &c->requests[h];
+        bool there = within(c->fleet.reach.ready, fleet_need_tok(&q->r), q->phase);
+        give_up(c, h, there ? CORE_REASON_TIMEOUT : CORE_REASON_NO_WORKER);
+    }
+}
+
+static void expire(struct core *c, int64_t before_ps)
+{
+    expire_queue(c, &c->decode, before_ps);
+    expire_queue(c, &c->admit, before_ps);
+}
+
+static void forsake(struct core *c, struct hold_queue *queue)
+{
+    for (uint32_t next, h = hold_queue_first(queue); h != HOLD_NONE; h = next) {
+        const struct request *q = &c->requests[h];
+        next = hold_queue_after(queue, h);
+        if (!within(c->fleet.reach.hope, fleet_need_tok(&q->r), q->phase))
+            give_up(c, h, CORE_REASON_NO_WORKER);
+    }
+}
+
+int64_t core_next_timer_ps(const struct core *c)
+{
+    int64_t a = hold_queue_deadline_ps(&c->admit), d = hold_queue_deadline_ps(&c->decode);
+    return a < d ? a : d;
+}
+
+/* ---- events in */
+
+static int on_arrival(struct core *c, const struct core_event *ev)
+{
+    const struct core_request *r = ev->req;
+    if (!r || !r->prompt_tok || (r->n_keys && (!r->keys || !r->key_tok)))
+        return WEIR_E_INVALID;
+    if (ev->request < c->requests_cap && c->requests[ev->request].phase != FREE)
+        return WEIR_E_INVALID;
+    c->stats.arrivals++;
+    if (ev->request >= c->config.max_requests) {
+        reject(c, ev->request, CORE_REASON_QUEUE_FULL);
+        return 0;
+    }
+    if (!within(c->fleet.reach.ever, fleet_need_tok(r), HELD)) {
+        reject(c, ev->request, CORE_REASON_TOO_LARGE);
+        return 0;
+    }
+    grow_table(c, ev->request);
+    struct request *q = &c->requests[ev->request];
+    *q = (struct request){.r = *r,
+                          .seq = c->seq++,
+                          .worker = CORE_NO_WORKER,
+                          .peer = CORE_NO_WORKER,
+                          .lost_on = CORE_NO_WORKER};
+    if (c->policy->request_bytes)
+        memset(note_of(c, q), 0, c->policy->request_bytes);
+    admit(c, q, false);
+    return 0;
+}
+
+static int on_prefill_done(struct core *c, struct request *q, const struct core_event *ev)
+{
+    if (q->phase != PREFILL || q->worker != ev->worker)
+        return WEIR_E_INVALID;
+    prefill_over(c, q);
+    if (q->peer != CORE_NO_WORKER) {
+        const struct fleet_worker *to = &c->fleet.workers[q->peer];
+        if (to->up && to->life == q->peer_life) {
+            hand_over(c, q, q->peer, NULL);
+            return 0;
+        }
+        leave_leg(c, q, q->peer);
+        q->peer = CORE_NO_WORKER;
+    }
+    c->stats.inflight--;
+    enum outcome o = route_decode(c, q);
+    if (o == BLOCKED)
+        enqueue(c, q, HELD_KV);
+    else if (o == ROUTED)
+        c->stats.inflight++;
+    if (o == BLOCKED)
+        announce_hold(c, q);
+    return 0;
+}
+
+static int on_first_token(struct core *c, struct request *q, const struct core_event *ev)
+{
+    if ((q->phase != WHOLE && q->phase != PREFILL && q->phase != DECODE) || q->worker != ev->worker)
+        return WEIR_E_INVALID;
+    prefill_over(c, q);
+    return 0;
+}
+
+static int on_progress(const struct request *q, const struct core_event *ev)
+{
+    return (q->phase == WHOLE || q->phase == DECODE) && q->worker == ev->worker ? 0
+                                                                                : WEIR_E_INVALID;
+}
+
+static int on_done(struct core *c, struct request *q, const struct core_event *ev)
+{
+    if ((q->phase != WHOLE && q->phase != DECODE) || q->worker != ev->worker)
+        return WEIR_E_INVALID;
+    leave_leg(c, q, q->worker);
+    q->phase = FREE;
+    c->stats.inflight--;
+    c->stats.done++;
+    return 0;
+}
+
+static int on_failed(struct core *c, struct request *q, const struct core_event *ev)
+{
+    if (q->phase == HELD || (ev->worker != q->worker && ev->worker != q->peer))
+        return WEIR_E_INVALID;
+    withdraw(c, q, ev->worker);
+    q->lost_on = ev->worker;
+    q->worker = q->peer = CORE_NO_WORKER;
+    q->phase = FREE;
+    if (ev->partial && !c->config.retry_partial) {
+        reject(c, ev->request, CORE_REASON_PARTIAL);
+    } else if (q->attempt == c->config.max_retries) {
+        reject(c, ev->request, CORE_REASON_RETRIES);
+    } else {
+        q->attempt++;
+        c->stats.retried++;
+        admit(c, q, true);
+    }
+    return 0;
+}
+
+static int on_cancelled(struct core *c, struct request *q)
+{
+    withdraw(c, q, CORE_NO_WORKER);
+    q->phase = FREE;
+    c->stats.cancelled++;
+    return 0;
+}
+
+static int on_request(struct core *c, const struct core_event *ev)
+{
+    if (ev->request >= c->requests_cap || c->requests[ev->request].phase == FREE)
+        return WEIR_E_INVALID;
+    struct request *q = &c->requests[ev->request];
+    if (ev->kind != CORE_EV_CANCELLED && ev->worker >= c->fleet.n)
+        return WEIR_E_INVALID;
+    switch (ev->kind) {
+    case CORE_EV_PREFILL_DONE: return on_prefill_done(c, q, ev);
+    case CORE_EV_FIRST_TOKEN: return on_first_token(c, q, ev);
+    case CORE_EV_PROGRESS: return on_progress(q, ev);
+    case CORE_EV_DONE: return on_done(c, q, ev);
+    case CORE_EV_FAILED: return on_failed(c, q, ev);
+    default: return on_cancelled(c, q);
+    }
+}
+
+static int on_telemetry(struct core *c, const struct core_event *ev)
+{
+    if (!ev->telemetry || ev->telemetry->at_ps < 0 || ev->telemetry->at_ps > ev->now_ps)
+        return WEIR_E_INVALID;
+    struct core_telemetry *last = &c->fleet.telemetry[ev->worker];
+    if (c->fleet.workers[ev->worker].up && ev->telemetry->at_ps >= last->at_ps)
+        *last = *ev->telemetry;
+    return 0;
+}
+
+static int on_worker(struct core *c, const struct core_event *ev)
+{
+    uint32_t w = ev->worker;
+    if (w >= c->fleet.n)
+        return WEIR_E_INVALID;
+    switch (ev->kind) {
+    case CORE_EV_WORKER_UP: (void)fleet_up(&c->fleet, w); break;
+    case CORE_EV_WORKER_DOWN:
+        if (fleet_down(&c->fleet, w) && c->policy->worker_down)
+            c->policy->worker_down(c->policy_state, w);
+        break;
+    case CORE_EV_WORKER_DRAIN:
+        if (fleet_drain(&c->fleet, w)) {
+            forsake(c, &c->decode);
+            forsake(c, &c->admit);
+        }
+        break;
+    case CORE_EV_TELEMETRY: return on_telemetry(c, ev);
+    default:
+        if (!ev->cache || (ev->cache->n_blocks && !ev->cache->keys))
+            return WEIR_E_INVALID;
+        fleet_cache_event(&c->fleet, w, ev->cache);
+    }
+    return 0;
+}
+
+static int handle(struct core *c, const struct core_event *ev)
+{
+    switch (ev->kind) {
+    case CORE_EV_ARRIVAL: return on_arrival(c, ev);
+    case CORE_EV_PREFILL_DONE:
+    case CORE_EV_FIRST_TOKEN:
+    case CORE_EV_PROGRESS:
+    case CORE_EV_DONE:
+    case CORE_EV_FAILED:
+    case CORE_EV_CANCELLED: return on_request(c, ev);
+    case CORE_EV_WORKER_UP:
+    case CORE_EV_WORKER_DOWN:
+    case CORE_EV_WORKER_DRAIN:
+    case CORE_EV_TELEMETRY:
+    case CORE_EV_CACHE: return on_worker(c, ev);
+    case CORE_EV_TIMER: return 0;
+    }
+    return WEIR_E_INVALID;
+}
+
+int core_event(struct core *c, const struct core_event *ev)
+{
+    if (ev->now_ps < c->now_ps)
+        return WEIR_E_INVALID;
+    if (c->n_commands > 2 * c->config.max_requests + CORE_MAX_PASSED)
+        return WEIR_E_LIMIT;
+    c->now_ps = c->view.now_ps = ev->now_ps;
+    if (ev->kind == CORE_EV_ARRIVAL) /* who is out of time leaves room */
+        expire(c, ev->now_ps);
+    int rc = handle(c, ev);
+    expire(c, ev->kind == CORE_EV_TIMER && ev->now_ps < PS_NEVER ? ev->now_ps + 1 : ev->now_ps);
+    if (c->stats.queued)
+        release(c);
+    return rc;
+}

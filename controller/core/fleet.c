@@ -1,0 +1,328 @@
+/* fleet.c - see fleet.h. */
+#include "controller/core/fleet.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- life */
+
+static uint64_t capacity_tok(const struct core_worker_config *c)
+{
+    uint64_t tok = c->max_model_len ? c->max_model_len : UINT64_MAX;
+    uint64_t kv = c->num_gpu_blocks ? (uint64_t)c->num_gpu_blocks * c->block_size : UINT64_MAX;
+    return tok < kv ? tok : kv;
+}
+
+static const char *config_fault(const struct core_config *c)
+{
+    bool role[FLEET_ROLES] = {false};
+    if (!c->n_workers || c->n_workers > CORE_MAX_WORKERS || !c->workers)
+        return "n_workers must be 1 to 16384";
+    for (uint32_t w = 0; w < c->n_workers; w++) {
+        if ((unsigned)c->workers[w].role > ROLE_DECODE)
+            return "a worker's role must be both, prefill or decode";
+        if (!c->workers[w].block_size)
+            return "a worker's block_size must be at least 1";
+        role[c->workers[w].role] = true;
+    }
+    if (!role[ROLE_BOTH] && !(role[ROLE_PREFILL] && role[ROLE_DECODE]))
+        return "workers that prefill and workers that decode are both needed";
+    return NULL;
+}
+
+static bool allocate(struct fleet *f)
+{
+    size_t n = f->n;
+    f->config = calloc(n, sizeof *f->config);
+    f->workers = calloc(n, sizeof *f->workers);
+    f->inflight = calloc(n, sizeof *f->inflight);
+    f->prefilling = calloc(n, sizeof *f->prefilling);
+    f->prefill_tok = calloc(n, sizeof *f->prefill_tok);
+    f->inflight_tok = calloc(n, sizeof *f->inflight_tok);
+    f->telemetry = calloc(n, sizeof *f->telemetry);
+    f->sizes = calloc(n, sizeof *f->sizes);
+    f->cached_tok = calloc(n, sizeof *f->cached_tok);
+    f->touched = calloc(n, sizeof *f->touched);
+    bool ok = f->config && f->workers && f->inflight && f->prefilling && f->prefill_tok &&
+              f->inflight_tok && f->telemetry && f->sizes && f->cached_tok && f->touched;
+    for (int i = 0; i < FLEET_ROLES; i++)
+        ok = (f->open[i] = calloc(n, sizeof *f->open[i])) && ok;
+    for (int i = 0; i < 2; i++)
+        ok = (f->filtered[i] = calloc(n, sizeof *f->filtered[i])) && ok;
+    return ok;
+}
+
+static void add_size(struct fleet *f, uint32_t block_size)
+{
+    for (uint32_t i = 0; i < f->n_sizes; i++) {
+        if (f->sizes[i] == block_size)
+            return;
+    }
+    f->sizes[f->n_sizes++] = block_size;
+}
+
+static void measure_reach(struct fleet *f)
+{
+    f->reach = (struct fleet_reach){0};
+    for (uint32_t w = 0; w < f->n; w++) {
+        const struct fleet_worker *k = &f->workers[w];
+        enum worker_role role = f->config[w].role;
+        uint64_t tok = k->capacity_tok;
+        if (tok > f->reach.ever[role])
+            f->reach.ever[role] = tok;
+        if (!k->draining && tok > f->reach.hope[role])
+            f->reach.hope[role] = tok;
+        if (!k->draining && k->up && tok > f->reach.ready[role])
+            f->reach.ready[role] = tok;
+    }
+}
+
+static void reopen(struct fleet *f, uint32_t w);
+
+int fleet_init(struct fleet *f, const struct core_config *c, const struct policy_ops *policy,
+               const char **why)
+{
+    memset(f, 0, sizeof *f);
+    *why = config_fault(c);
+    if (*why)
+        return WEIR_E_INVALID;
+    f->n = c->n_workers;
+    f->max_inflight = c->max_inflight_per_worker;
+    f->knows = policy->prefix;
+    f->smallest_tok = UINT64_MAX;
+    if (f->knows != POLICY_PREFIX_NONE)
+        f->index = prefix_index_new(f->n, policy->prefix_max_entries);
+    if (!allocate(f) || (f->knows != POLICY_PREFIX_NONE && !f->index)) {
+        fleet_deinit(f);
+        *why = "out of memory";
+        return WEIR_E_NOMEM;
+    }
+    memcpy(f->config, c->workers, f->n * sizeof *f->config);
+    for (uint32_t w = 0; w < f->n; w++) {
+        f->workers[w] = (struct fleet_worker){.up = f->config[w].up,
+                                              .capacity_tok = capacity_tok(&f->config[w])};
+        f->telemetry[w].at_ps = -1;
+        add_size(f, f->config[w].block_size);
+        if (f->workers[w].capacity_tok < f->smallest_tok)
+            f->smallest_tok = f->workers[w].capacity_tok;
+        reopen(f, w);
+    }
+    measure_reach(f);
+    return 0;
+}
+
+void fleet_deinit(struct fleet *f)
+{
+    free(f->config);
+    free(f->workers);
+    for (int i = 0; i < FLEET_ROLES; i++)
+        free(f->open[i]);
+    for (int i = 0; i < 2; i++)
+        free(f->filtered[i]);
+    free(f->inflight);
+    free(f->prefilling);
+    free(f->prefill_tok);
+    free(f->inflight_tok);
+    free(f->telemetry);
+    prefix_index_free(f->index);
+    free(f->sizes);
+    free(f->cached_tok);
+    free(f->touched);
+    memset(f, 0, sizeof *f);
+}
+
+/* ---- who can take requests */
+
+static bool is_open(const struct fleet *f, uint32_t w)
+{
+    return f->workers[w].up && !f->workers[w].draining &&
+           (!f->max_inflight || f->inflight[w] < f->max_inflight);
+}
+
+/* Where w is in its role's list, or would be. */
+static uint32_t place(const struct fleet *f, uint32_t w)
+{
+    enum worker_role role = f->config[w].role;
+    const uint32_t *list = f->open[role];
+    uint32_t low = 0, high = f->n_open[role];
+    while (low < high) {
+        uint32_t mid = low + (high - low) / 2;
+        if (list[mid] < w)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low;
+}
+
+/* Puts w into its role's list or takes it out, as it should be. */
+static void reopen(struct fleet *f, uint32_t w)
+{
+    enum worker_role role = f->config[w].role;
+    uint32_t *list = f->open[role], n = f->n_open[role], i = place(f, w);
+    bool in = i < n && list[i] == w, should = is_open(f, w);
+    if (should && !in) {
+        memmove(&list[i + 1], &list[i], (n - i) * sizeof *list);
+        list[i] = w;
+        f->n_open[role]++;
+    } else if (!should && in) {
+        memmove(&list[i], &list[i + 1], (n - i - 1) * sizeof *list);
+        f->n_open[role]--;
+    }
+}
+
+static void changed(struct fleet *f, uint32_t w)
+{
+    reopen(f, w);
+    measure_reach(f);
+}
+
+bool fleet_up(struct fleet *f, uint32_t w)
+{
+    struct fleet_worker *k = &f->workers[w];
+    if (k->up && !k->draining)
+        return false;
+    k->up = true;
+    k->draining = false;
+    changed(f, w);
+    return true;
+}
+
+bool fleet_down(struct fleet *f, uint32_t w)
+{
+    struct fleet_worker *k = &f->workers[w];
+    if (!k->up)
+        return false;
+    k->up = false;
+    k->life++;
+    f->telemetry[w] = (struct core_telemetry){.at_ps = -1};
+    if (f->index)
+        prefix_index_forget(f->index, w);
+    changed(f, w);
+    return true;
+}
+
+bool fleet_drain(struct fleet *f, uint32_t w)
+{
+    struct fleet_worker *k = &f->workers[w];
+    if (k->draining)
+        return false;
+    k->draining = true;
+    changed(f, w);
+    return true;
+}
+
+/* Whether a ready worker other than `avoid` has the role and the room, busy or not. */
+static bool another_ready(const struct fleet *f, enum worker_role role, uint64_t need_tok,
+                          uint32_t avoid)
+{
+    for (uint32_t w = 0; w < f->n; w++) {
+        const struct fleet_worker *k = &f->workers[w];
+        if (w != avoid && f->config[w].role == role && k->up && !k->draining &&
+            k->capacity_tok >= need_tok)
+            return true;
+    }
+    return false;
+}
+
+uint32_t fleet_candidates(struct fleet *f, enum worker_role role, uint64_t need_tok, uint32_t avoid,
+                          int which, const uint32_t **list)
+{
+    const uint32_t *open = f->open[role];
+    uint32_t *out = f->filtered[which], n = 0;
+    bool avoided = false;
+    *list = open;
+    if (need_tok <= f->smallest_tok && avoid == CORE_NO_WORKER)
+        return f->n_open[role];
+    if (need_tok > f->reach.ready[role])
+        return 0;
+    *list = out;
+    for (uint32_t i = 0; i < f->n_open[role]; i++) {
+        if (f->workers[open[i]].capacity_tok < need_tok)
+            continue;
+        if (open[i] == avoid)
+            avoided = true;
+        else
+            out[n++] = open[i];
+    }
+    if (!n && avoided && !another_ready(f, role, need_tok, avoid))
+        out[n++] = avoid;
+    return n;
+}
+
+/* ---- prefixes */
+
+void fleet_match(struct fleet *f, const struct core_request *r)
+{
+    if (!f->index || !r->n_keys)
+        return;
+    for (uint32_t i = 0; i < f->n_sizes; i++) {
+        uint32_t size = f->sizes[i];
+        uint32_t *touched = f->touched + f->n_touched;
+        uint32_t n = prefix_index_match(f->index, r->keys, r->key_tok, r->n_keys, size,
+                                        r->prompt_tok / size, f->cached_tok, touched);
+        for (uint32_t k = 0; k < n; k++)
+            f->cached_tok[touched[k]] *= size;
+        f->n_touched += n;
+    }
+}
+
+void fleet_forget_match(struct fleet *f)
+{
+    while (f->n_touched)
+        f->cached_tok[f->touched[--f->n_touched]] = 0;
+}
+
+void fleet_guess_cached(struct fleet *f, uint32_t w, const struct core_request *r)
+{
+    if (f->knows != POLICY_PREFIX_DISPATCH)
+        return;
+    uint32_t size = f->config[w].block_size;
+    uint64_t reach_tok = (uint64_t)r->n_keys * r->key_tok;
+    uint64_t tok = reach_tok < r->prompt_tok ? reach_tok : r->prompt_tok;
+    /* the first block last, so that prefixes are forgotten from their ends */
+    for (uint32_t i = (uint32_t)(tok / size); i-- > 0;)
+        prefix_index_set(f->index, prefix_request_name(r->keys, r->key_tok, i, size), w);
+}
+
+void fleet_cache_event(struct fleet *f, uint32_t w, const struct core_cache_event *ev)
+{
+    if (f->knows != POLICY_PREFIX_EVENTS || !f->workers[w].up)
+        return;
+    uint32_t size = f->config[w].block_size;
+    for (uint32_t i = 0; i < ev->n_blocks; i++) {
+        uint64_t name = prefix_name(ev->keys[i], ev->depth + i, size);
+        if (ev->stored)
+            prefix_index_set(f->index, name, w);
+        else
+            prefix_index_drop(f->index, name, w);
+    }
+}
+
+/* ---- books */
+
+void fleet_book(struct fleet *f, uint32_t w, const struct core_request *r, bool prefills,
+                uint32_t uncached_tok)
+{
+    f->inflight[w]++;
+    f->inflight_tok[w] += r->prompt_tok;
+    if (prefills) {
+        f->prefilling[w]++;
+        f->prefill_tok[w] += uncached_tok;
+    }
+    if (f->inflight[w] == f->max_inflight)
+        reopen(f, w);
+}
+
+void fleet_prefilled(struct fleet *f, uint32_t w, uint32_t uncached_tok)
+{
+    f->prefilling[w]--;
+    f->prefill_tok[w] -= uncached_tok;
+}
+
+void fleet_unbook(struct fleet *f, uint32_t w, const struct core_request *r)
+{
+    f->inflight_tok[w] -= r->prompt_tok;
+    if (f->inflight[w]-- == f->max_inflight)
+        reopen(f, w);
+}

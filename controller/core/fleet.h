@@ -1,0 +1,95 @@
+/* fleet.h - what the core believes of its workers: who may take requests, what it has sent where, their
+ * last telemetry, and who has which prefix. These are the books that policies are shown.
+ *
+ * Internal to the core. Lists of who can take a request now are kept as workers come, go and fill up, so
+ * that a decision does not have to build them.
+ */
+#ifndef WEIR_FLEET_H
+#define WEIR_FLEET_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "controller/core/core.h"
+#include "controller/core/policy.h"
+#include "controller/core/prefix_index.h"
+
+#define FLEET_ROLES (ROLE_DECODE + 1)
+
+struct fleet_worker {
+    bool up, draining;
+    uint64_t capacity_tok; /* prompt and answer of one request, at most */
+    uint32_t life;         /* how many times it went down */
+};
+
+/* Tokens that the largest worker of each role takes; 0: there is none. */
+struct fleet_reach {
+    uint64_t ever[FLEET_ROLES];  /* of all */
+    uint64_t hope[FLEET_ROLES];  /* of those that are up or may come up: all but the draining */
+    uint64_t ready[FLEET_ROLES]; /* of those that are up and not draining */
+};
+
+struct fleet {
+    uint32_t n;
+    struct core_worker_config *config;
+    struct fleet_worker *workers;
+    struct fleet_reach reach;
+    uint64_t
+        smallest_tok; /* capacity of the smallest worker: whatever fits there needs no filter */
+    uint32_t max_inflight; /* 0: no limit */
+
+    /* workers that can take a request now, ascending, by role */
+    uint32_t *open[FLEET_ROLES], n_open[FLEET_ROLES];
+    uint32_t *filtered[2]; /* lists made for one request */
+
+    /* books, by worker: struct policy_view */
+    uint32_t *inflight, *prefilling;
+    uint64_t *prefill_tok, *inflight_tok;
+    struct core_telemetry *telemetry;
+
+    enum policy_prefix knows;   /* prefixes from where */
+    struct prefix_index *index; /* NULL: knows is POLICY_PREFIX_NONE */
+    uint32_t *sizes, n_sizes;   /* block sizes there are */
+    uint32_t *cached_tok;       /* by worker, of the request asked for; else 0 */
+    uint32_t *touched, n_touched;
+};
+
+/* 0, WEIR_E_NOMEM, or WEIR_E_INVALID with *why. On failure there is nothing to deinit. */
+WEIR_NODISCARD int fleet_init(struct fleet *f, const struct core_config *c,
+                              const struct policy_ops *policy, const char **why);
+void fleet_deinit(struct fleet *f);
+
+/* Each returns whether anything changed. */
+bool fleet_up(struct fleet *f, uint32_t w);
+bool fleet_down(struct fleet *f,
+                uint32_t w); /* forgets its telemetry and prefixes, keeps the books */
+bool fleet_drain(struct fleet *f, uint32_t w);
+
+/* Tokens that a request needs room for: with an unknown answer, one of it. */
+static inline uint64_t fleet_need_tok(const struct core_request *r)
+{
+    return (uint64_t)r->prompt_tok + (r->max_tokens ? r->max_tokens : 1);
+}
+
+/* Workers of `role` that can take need_tok tokens now, ascending. `avoid` (CORE_NO_WORKER: nobody) is left
+ * out as long as another such worker is up. The list may be in filtered[which], until that is used again. */
+uint32_t fleet_candidates(struct fleet *f, enum worker_role role, uint64_t need_tok, uint32_t avoid,
+                          int which, const uint32_t **list);
+
+/* Fills cached_tok for this request; fleet_forget_match makes it 0 again. */
+void fleet_match(struct fleet *f, const struct core_request *r);
+void fleet_forget_match(struct fleet *f);
+
+/* Enters a request in worker's books; uncached_tok: what it is believed to have to prefill. */
+void fleet_book(struct fleet *f, uint32_t w, const struct core_request *r, bool prefills,
+                uint32_t uncached_tok);
+/* Its prefill is over. */
+void fleet_prefilled(struct fleet *f, uint32_t w, uint32_t uncached_tok);
+/* It has left. */
+void fleet_unbook(struct fleet *f, uint32_t w, const struct core_request *r);
+
+/* The request's prompt will be cached on w (POLICY_PREFIX_DISPATCH only; else nothing happens). */
+void fleet_guess_cached(struct fleet *f, uint32_t w, const struct core_request *r);
+void fleet_cache_event(struct fleet *f, uint32_t w, const struct core_cache_event *ev);
+
+#endif
