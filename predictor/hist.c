@@ -6,10 +6,13 @@
  * Tene) with powers of two all the way; no logarithm, so every machine finds the same bucket.
  *
  *     value    ..0000 1 bbbbbbbbb xxxx        shift = number of x
- *     bucket   shift * 512 + (1 bbbbbbbbb)    512 buckets an octave = one 4 KiB page
+ *     bucket   shift * 512 + (1 bbbbbbbbb)    512 buckets an octave
  *
- * The array is taken from calloc untouched: memory is used by the page, for octaves that values
- * fall into, and `octaves` remembers which, so that clearing and merging touch no others.
+ * A count is 64 bits wide in two halves, because nearly all fit the lower one: an octave is half a page.
+ * Octaves that no value fell into are neither zeroed nor read, so a histogram costs the memory of
+ * those in use, some tens of KiB (a page costs 3 us the first time it is touched on a small virtual
+ * machine, and a whole replay is to take 12 ms), and clearing is one bit mask. Each of the two blocks
+ * is below malloc's threshold for a mapping of its own, which would cost another 20 us.
  */
 #include "predictor/hist.h"
 
@@ -38,9 +41,13 @@ struct hist {
     int64_t min, max;
     u128 sum;
     struct wide squares; /* w[3] stays 0 */
-    uint64_t octaves;    /* bit i: buckets of group i were used */
-    uint64_t bucket[N_BUCKETS];
+    uint64_t octaves;    /* bit i: group i of low is in use */
+    uint64_t carried;    /* bit i: group i of high is in use */
+    uint32_t *high;      /* [N_BUCKETS] */
+    uint32_t low[N_BUCKETS];
 };
+
+static_assert(sizeof(struct hist) < 128 * 1024, "M_MMAP_THRESHOLD");
 
 /* ---- wide integers */
 
@@ -112,29 +119,64 @@ static int64_t bucket_middle(uint32_t i)
     return (int64_t)(low + ((UINT64_C(1) << shift) >> 1));
 }
 
+/* Zeroes a group before its first use. */
+static void open_group(uint64_t *in_use, uint32_t *counts, uint32_t group)
+{
+    memset(&counts[group * SUB], 0, SUB * sizeof counts[0]);
+    *in_use |= UINT64_C(1) << group;
+}
+
+static void carry_add(struct hist *h, uint32_t i, uint64_t carry)
+{
+    if (!(h->carried >> (i / SUB) & 1))
+        open_group(&h->carried, h->high, i / SUB);
+    h->high[i] += (uint32_t)carry;
+}
+
 static inline void bucket_add(struct hist *h, uint32_t i, uint64_t count)
 {
-    h->bucket[i] += count;
-    h->octaves |= UINT64_C(1) << (i / SUB);
+    if (__builtin_expect(!(h->octaves >> (i / SUB) & 1), 0))
+        open_group(&h->octaves, h->low, i / SUB);
+    uint64_t sum = (uint64_t)h->low[i] + (uint32_t)count, carry = (sum >> 32) + (count >> 32);
+    h->low[i] = (uint32_t)sum;
+    if (__builtin_expect(carry != 0, 0))
+        carry_add(h, i, carry);
+}
+
+/* i's group is in use. */
+static inline uint64_t bucket_count(const struct hist *h, uint32_t i)
+{
+    uint64_t high = h->carried >> (i / SUB) & 1 ? h->high[i] : 0;
+    return high << 32 | h->low[i];
 }
 
 /* ---- life */
 
 struct hist *hist_new(void)
 {
-    return calloc(1, sizeof(struct hist));
+    struct hist *h = malloc(sizeof *h);
+    if (!h)
+        return NULL;
+    h->high = malloc(N_BUCKETS * sizeof *h->high);
+    if (!h->high) {
+        free(h);
+        return NULL;
+    }
+    hist_clear(h);
+    return h;
 }
 
 void hist_free(struct hist *h)
 {
+    if (!h)
+        return;
+    free(h->high);
     free(h);
 }
 
 void hist_clear(struct hist *h)
 {
-    for (uint64_t left = h->octaves; left; left &= left - 1)
-        memset(&h->bucket[(unsigned)__builtin_ctzll(left) * SUB], 0, SUB * sizeof h->bucket[0]);
-    memset(h, 0, offsetof(struct hist, bucket));
+    memset(h, 0, offsetof(struct hist, high));
 }
 
 /* ---- adding */
@@ -147,6 +189,18 @@ static inline void range_add(struct hist *h, int64_t low, int64_t high)
         h->max = high;
 }
 
+/* squares += low + high * 2^64; the sum of squares stays below 2^192 */
+static inline void squares_add(struct hist *h, u128 low, u128 high)
+{
+    uint64_t *w = h->squares.w;
+    high += (uint64_t)(low >> 64);
+    u128 t = (u128)w[0] + (uint64_t)low;
+    w[0] = (uint64_t)t;
+    t = (u128)w[1] + (uint64_t)high + (uint64_t)(t >> 64);
+    w[1] = (uint64_t)t;
+    w[2] += (uint64_t)(high >> 64) + (uint64_t)(t >> 64);
+}
+
 void hist_add(struct hist *h, int64_t value_ps, uint64_t count)
 {
     if (!count)
@@ -156,8 +210,8 @@ void hist_add(struct hist *h, int64_t value_ps, uint64_t count)
     bucket_add(h, bucket_of(v), count);
     h->count += count;
     h->sum += (u128)v * count;
-    struct wide sq = wide_mul(wide_from((u128)v * v), count);
-    wide_add(&h->squares, &sq);
+    u128 sq = (u128)v * v, low = (u128)(uint64_t)sq * count;
+    squares_add(h, low, (u128)(uint64_t)(sq >> 64) * count);
 }
 
 /* Count, sum and squares of first + i*step, i = 0..n-1; n is small enough that n^3 fits 64 bits. */
@@ -215,10 +269,12 @@ void hist_merge(struct hist *into, const struct hist *from)
     range_add(into, from->min, from->max);
     for (uint64_t left = from->octaves; left; left &= left - 1) {
         unsigned first = (unsigned)__builtin_ctzll(left) * SUB;
-        for (unsigned i = first; i < first + SUB; i++)
-            into->bucket[i] += from->bucket[i];
+        for (unsigned i = first; i < first + SUB; i++) {
+            uint64_t n = bucket_count(from, i);
+            if (n)
+                bucket_add(into, i, n);
+        }
     }
-    into->octaves |= from->octaves;
     into->count += from->count;
     into->sum += from->sum;
     wide_add(&into->squares, &from->squares);
@@ -274,7 +330,7 @@ int64_t hist_quantile_ps(const struct hist *h, double q)
     for (uint64_t left = h->octaves; left; left &= left - 1) {
         unsigned first = (unsigned)__builtin_ctzll(left) * SUB;
         for (unsigned i = first; i < first + SUB; i++) {
-            before += h->bucket[i];
+            before += bucket_count(h, i);
             if (before > rank) {
                 int64_t v = bucket_middle(i);
                 return v < h->min ? h->min : v > h->max ? h->max : v;
@@ -295,7 +351,7 @@ double hist_share_below(const struct hist *h, int64_t limit_ps)
     for (uint64_t left = h->octaves; left; left &= left - 1) {
         unsigned first = (unsigned)__builtin_ctzll(left) * SUB;
         for (unsigned i = first; i < first + SUB && i < end; i++)
-            below += h->bucket[i];
+            below += bucket_count(h, i);
     }
     return (double)below / (double)h->count;
 }
