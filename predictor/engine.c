@@ -62,6 +62,18 @@ void deque_remove_at(struct deque *d, uint32_t i)
     d->n--;
 }
 
+/* Whether v was there. */
+static bool deque_drop(struct deque *d, uint32_t v)
+{
+    uint32_t i = 0;
+    while (i < d->n && deque_at(d, i) != v)
+        i++;
+    if (i == d->n)
+        return false;
+    deque_remove_at(d, i);
+    return true;
+}
+
 static int deque_copy(struct deque *dst, const struct deque *src)
 {
     if (dst->cap < src->cap) {
@@ -111,6 +123,8 @@ void engine_free(struct engine *e)
     free(e->seqs);
     free(e->running);
     free(e->waiting.items);
+    free(e->arriving.items);
+    free(e->leaving);
     free(e->batch);
     free(e->events);
     free(e->trace_batch);
@@ -138,6 +152,9 @@ int engine_copy(struct engine *dst, const struct engine *src)
     struct engine old = *dst;
     int rc = kv_copy(&old.kv, &src->kv);
     rc |= deque_copy(&old.waiting, &src->waiting);
+    rc |= deque_copy(&old.arriving, &src->arriving);
+    rc |= copy_into((void **)&old.leaving, &old.leaving_cap, src->leaving, src->n_leaving,
+                    sizeof *src->leaving);
     rc |=
         copy_into((void **)&old.seqs, &old.seqs_cap, src->seqs, src->seqs_used, sizeof *src->seqs);
     rc |= copy_into((void **)&old.running, &old.running_cap, src->running, src->n_running,
@@ -147,6 +164,9 @@ int engine_copy(struct engine *dst, const struct engine *src)
     *dst = *src;
     dst->kv = old.kv;
     dst->waiting = old.waiting;
+    dst->arriving = old.arriving;
+    dst->leaving = old.leaving;
+    dst->leaving_cap = old.leaving_cap;
     dst->seqs = old.seqs;
     dst->seqs_cap = old.seqs_cap;
     dst->running = old.running;
@@ -246,7 +266,7 @@ int engine_submit(struct engine *e, int64_t now, const struct request_spec *s, u
     q->order = e->order++;
     q->last_token_ps = -1;
     q->rec = (struct engine_record){-1, -1, -1, -1, 0, 0, 0, 0};
-    deque_push_back(&e->waiting, i);
+    deque_push_back(e->c.async_scheduling ? &e->arriving : &e->waiting, i);
     cut(e, now);
     e->ready = true;
     e->waiting_blocked = false;
@@ -289,10 +309,8 @@ void engine_abort(struct engine *e, int64_t now, uint32_t slot)
     }
     cut(e, now);
     if (q->state == SEQ_WAITING) {
-        uint32_t i = 0;
-        while (deque_at(&e->waiting, i) != slot)
-            i++;
-        deque_remove_at(&e->waiting, i);
+        if (!deque_drop(&e->waiting, slot))
+            (void)deque_drop(&e->arriving, slot);
         seq_free(e, slot);
     } else if (e->in_pass && (e->skipping || q->sched)) {
         q->aborted = true; /* the pass goes on with it and forgets it at its end */
@@ -314,12 +332,12 @@ void engine_kill(struct engine *e, int64_t now, void (*lost)(void *ctx, uint32_t
             continue;
         if (q->hold.n_blocks)
             kv_release(&e->kv, &q->hold);
-        if (!q->aborted)
+        if (!q->aborted && q->state != SEQ_LEAVING)
             lost(ctx, q->handle);
         seq_free(e, i);
     }
     kv_drop_cache(&e->kv);
-    e->n_running = e->waiting.n = e->n_held = e->n_batch = 0;
+    e->n_running = e->waiting.n = e->arriving.n = e->n_leaving = e->n_held = e->n_batch = 0;
     e->in_pass = false;
     e->end_ps = now;
     e->sgl_chunked = ENGINE_NO_SLOT;
@@ -502,6 +520,8 @@ static uint64_t skippable(const struct engine *e)
         return 0;
     if (e->waiting.n && !(e->waiting_blocked && e->ops->waiting_stays(e)))
         return 0;
+    if (e->arriving.n || e->n_leaving) /* the pass after the next one is another */
+        return 0;
     uint64_t n = MAX_SKIP;
     uint32_t bs = e->c.block_size;
     for (uint32_t i = 0; i < e->n_running; i++) {
@@ -543,11 +563,55 @@ static void start_skip(struct engine *e, uint64_t n, int64_t horizon)
     e->first_token_ps = e->end_ps;
 }
 
-static bool start_pass(struct engine *e)
+/* ---- asynchronous scheduling: while pass X runs, pass X + 1 is planned already, so that what came and what
+ * finished during X counts from X + 2 on. Here a pass is planned when it begins, as without; to the same
+ * effect, what came during X waits in `arriving`, and what finished in X keeps its seat and its blocks, until
+ * X + 1 is planned. (vLLM: EngineCore.step_with_batch_queue and Scheduler.schedule, which leaves out a request
+ * that the pass in flight will finish. Here an abort counts one pass earlier than there.) */
+
+/* Frees what finished before the pass that ended last; all: that one too. */
+static void let_go(struct engine *e, bool all)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < e->n_leaving; i++) {
+        uint32_t slot = e->leaving[i];
+        if (!all && e->seqs[slot].left_pass == e->stats.passes) {
+            e->leaving[n++] = slot;
+            continue;
+        }
+        kv_release(&e->kv, &e->seqs[slot].hold);
+        seq_free(e, slot);
+        room_made(e);
+    }
+    e->n_leaving = n;
+}
+
+static void take_arrivals(struct engine *e)
+{
+    while (e->arriving.n) {
+        deque_push_back(&e->waiting, deque_at(&e->arriving, 0));
+        deque_remove_at(&e->arriving, 0);
+        room_made(e);
+    }
+}
+
+/* Lets the scheduler fill the batch of the pass that begins. */
+static void plan(struct engine *e)
 {
     e->n_batch = 0;
     e->ready = e->waiting_blocked = false;
     e->ops->schedule(e);
+    if (!e->n_batch && (e->arriving.n || e->n_leaving)) { /* it was idle: sees everything */
+        let_go(e, true);
+        take_arrivals(e);
+        e->ops->schedule(e);
+    }
+    take_arrivals(e);
+}
+
+static bool start_pass(struct engine *e)
+{
+    plan(e);
     if (!e->n_batch)
         return false;
     struct step_batch b;
@@ -564,9 +628,11 @@ static bool start_pass(struct engine *e)
 
 void engine_start(struct engine *e, int64_t now, int64_t horizon)
 {
-    if (e->in_pass || (!e->n_running && (!e->waiting.n || !e->ready)))
+    bool coming = e->arriving.n || e->n_leaving;
+    if (e->in_pass || (!e->n_running && !coming && (!e->waiting.n || !e->ready)))
         return;
     e->start_ps = now;
+    let_go(e, false);
     uint64_t n = skippable(e);
     if (n > 1)
         start_skip(e, n, horizon);
@@ -606,6 +672,13 @@ static void finish(struct engine *e, uint32_t slot, int64_t at)
     q->rec.output_tok = q->out;
     e->stats.done++;
     emit(e, ENGINE_EV_DONE, at, slot);
+    if (e->c.async_scheduling) {
+        q->state = SEQ_LEAVING;
+        q->left_pass = e->stats.passes;
+        MEM_GROW(e->leaving, e->leaving_cap, e->n_leaving + 1);
+        e->leaving[e->n_leaving++] = slot;
+        return;
+    }
     kv_release(&e->kv, &q->hold);
     seq_free(e, slot);
 }
@@ -792,7 +865,7 @@ void engine_set_slow(struct engine *e, double factor)
 void engine_get_load(const struct engine *e, int64_t now, struct engine_load *out)
 {
     *out = (struct engine_load){.running = e->n_running,
-                                .waiting = e->waiting.n,
+                                .waiting = e->waiting.n + e->arriving.n,
                                 .held = e->n_held,
                                 .kv_total_blocks = e->kv.usable};
     uint64_t used = e->kv.usable - kv_free_blocks(&e->kv);
@@ -851,8 +924,8 @@ uint32_t engine_step_begin(struct engine *e, int64_t now, const struct engine_ba
     e->tracing = true;
     e->trace_n[0] = e->trace_n[1] = e->trace_n[2] = 0;
     e->start_ps = now;
-    e->n_batch = 0;
-    e->ops->schedule(e);
+    let_go(e, false);
+    plan(e);
     e->in_pass = true;
     e->skipping = false;
     e->end_ps = e->first_token_ps = now;

@@ -156,6 +156,8 @@ static const char *check_choices(const struct engine_config *c)
         return "policy priority belongs to scheduler vllm";
     if (c->policy == SCHED_LPM && c->scheduler != SCHED_SGLANG)
         return "policy lpm belongs to scheduler sglang";
+    if (c->async_scheduling && c->scheduler != SCHED_VLLM)
+        return "async_scheduling belongs to scheduler vllm";
     if (c->scheduler == SCHED_VLLM && c->num_gpu_blocks < 2)
         return "num_gpu_blocks must be at least 2 for scheduler vllm, which keeps one as the null "
                "block";

@@ -42,6 +42,9 @@ struct engine_config {
     uint32_t long_prefill_token_threshold; /* 0: off */
     bool enable_prefix_caching;
     bool enable_chunked_prefill;
+    /* vllm: the next pass is planned while one runs, so that what arrives or finishes in a pass counts
+     * from the pass after the next one (vLLM >= 0.14 by default, except on CPU) */
+    bool async_scheduling;
     enum evict_kind eviction;
 
     /* sglang (engine-model.md 1.4) */

@@ -6,7 +6,8 @@
 #include "predictor/kv.h"
 #include "predictor/rng.h"
 
-enum seq_state { SEQ_FREE, SEQ_WAITING, SEQ_RUNNING, SEQ_HELD };
+/* SEQ_LEAVING: finished, but the pass that starts now was planned before that was known (async_scheduling) */
+enum seq_state { SEQ_FREE, SEQ_WAITING, SEQ_RUNNING, SEQ_HELD, SEQ_LEAVING };
 
 struct seq {
     struct request_spec spec;
@@ -20,6 +21,7 @@ struct seq {
     uint32_t sched;      /* tokens in the running pass */
     uint32_t cached_tok; /* found at this admission */
     uint64_t order;      /* order of arrival at this engine */
+    uint64_t left_pass;  /* SEQ_LEAVING: the pass that was its last */
     int64_t last_token_ps;
     struct engine_record rec;
     uint32_t next_free;
@@ -62,6 +64,9 @@ struct engine {
     struct deque waiting;                      /* fcfs order; priority: order of arrival */
     uint32_t n_held;
     uint64_t order;
+    /* async_scheduling: came since the last pass began; finished, with seat and blocks still taken */
+    struct deque arriving;
+    uint32_t *leaving, n_leaving, leaving_cap;
 
     /* the pass in flight: batch[], from start_ps; or `steps` decode-only passes taken together */
     struct batch_item *batch;

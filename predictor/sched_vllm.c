@@ -122,11 +122,11 @@ static void schedule(struct engine *e)
     uint32_t cap = e->n_running + e->waiting.n > 1 ? e->c.long_prefill_token_threshold : 0;
     if (schedule_running(e, &budget, cap))
         return;
-    while (budget > 0 && e->waiting.n && e->n_running < e->c.max_num_seqs) {
+    while (budget > 0 && e->waiting.n && e->n_running + e->n_leaving < e->c.max_num_seqs) {
         if (!admit_one(e, &budget, cap))
             return;
     }
-    if (e->waiting.n && e->n_running >= e->c.max_num_seqs)
+    if (e->waiting.n && e->n_running + e->n_leaving >= e->c.max_num_seqs)
         e->waiting_blocked = true;
 }
 
