@@ -1,5 +1,6 @@
 /* commands.h - the subcommands of the weir program, one row each in main.c. All take argc, argv with
- * argv[0] the subcommand's name, and return an exit status: 0 good, 1 the answer is "no", 2 bad input or usage.
+ * argv[0] the subcommand's name, and return an exit status: 0 good, 2 bad input or usage, or the answer
+ * could not be written.
  */
 #ifndef WEIR_COMMANDS_H
 #define WEIR_COMMANDS_H

@@ -2,7 +2,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "controller/cli.h"
 #include "controller/commands.h"
+#include "controller/replay/words.h"
 #include "predictor/version.h"
 
 static const struct {
@@ -16,6 +18,7 @@ static const struct {
     {"policies", "list the policies, their sources and their knobs", policies_main},
 };
 
+#define LIST_BYTES 256
 #define N_COMMANDS (sizeof commands / sizeof *commands)
 
 static void usage(FILE *out)
@@ -45,8 +48,16 @@ int main(int argc, char **argv)
         if (!strcmp(argv[1], commands[i].name))
             return commands[i].main(argc - 1, argv + 1);
     }
-    if (argc > 1)
-        fprintf(stderr, "weir: no such command: %s\n\n", argv[1]);
-    usage(stderr);
-    return 2;
+    if (argc == 1) {
+        usage(stderr);
+        return CLI_EXIT_INPUT;
+    }
+    char list[LIST_BYTES] = "", near[WORD_BYTES];
+    for (size_t i = 0; i < N_COMMANDS; i++)
+        word_add(list, sizeof list, commands[i].name);
+    if (word_nearest(list, argv[1], 0, near, sizeof near))
+        (void)fprintf(stderr, "weir: no command '%.64s'; did you mean weir %s?\n", argv[1], near);
+    else
+        (void)fprintf(stderr, "weir: no command '%.64s'; see weir --help\n", argv[1]);
+    return CLI_EXIT_INPUT;
 }

@@ -1,14 +1,15 @@
 /* check.c - `weir check`: reads stack files and says in a few lines what they describe. */
-#include <getopt.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "controller/cli.h"
+#include "controller/commands.h"
 #include "controller/replay/profile.h"
 #include "controller/replay/stack.h"
 #include "predictor/units.h"
 
-#define EXIT_INPUT 2
+#define COMMAND "check"
 #define MAX_SETS 256
 
 /* The batch whose step time is shown: small enough for every pool, large enough to show d0 and k. */
@@ -17,7 +18,7 @@
 
 struct ask {
     const char *set[MAX_SETS]; /* KEY=VALUE */
-    unsigned n_sets;
+    uint32_t n_sets;
     bool print, help, reference;
 };
 
@@ -135,47 +136,26 @@ static void print_summary(const char *path, const struct stack *s)
     print_notes(s);
 }
 
-static int apply_sets(struct stack *s, const struct ask *a, char *error)
-{
-    for (unsigned i = 0; i < a->n_sets; i++) {
-        char key[STACK_PATH_BYTES];
-        const char *equals = strchr(a->set[i], '=');
-        size_t n = equals ? (size_t)(equals - a->set[i]) : 0;
-        if (n == 0 || n >= sizeof key) {
-            (void)snprintf(error, STACK_ERROR_BYTES, "--set %.128s: expected KEY=VALUE", a->set[i]);
-            return WEIR_E_INPUT;
-        }
-        memcpy(key, a->set[i], n);
-        key[n] = '\0';
-        int rc = stack_set(s, key, equals + 1, error);
-        if (rc)
-            return rc;
-    }
-    return WEIR_OK;
-}
-
 static int check_file(const char *path, const struct ask *a, const struct profile_dirs *dirs)
 {
     char error[STACK_ERROR_BYTES] = "";
     struct stack *s = malloc(sizeof *s); /* 2 MiB: not on the stack of a thread */
-    if (!s) {
-        (void)fprintf(stderr, "weir check: %s: out of memory\n", path);
-        return EXIT_INPUT;
-    }
+    if (!s)
+        return cli_fail(COMMAND, "%s: out of memory", path);
     int rc = stack_load(s, path, dirs->list, error);
     if (rc == WEIR_OK)
-        rc = apply_sets(s, a, error);
+        rc = stack_set_all(s, a->set, a->n_sets, error);
     if (rc == WEIR_OK && a->n_sets)
         rc = stack_check(s, path, error);
     if (rc)
-        (void)fprintf(stderr, "weir check: %s\n", error);
+        rc = cli_fail(COMMAND, "%s", error);
     else if (a->print)
         stack_print(stdout, s);
     else
         print_summary(path, s);
     stack_deinit(s);
     free(s);
-    return rc ? EXIT_INPUT : 0;
+    return rc;
 }
 
 static int parse(struct ask *a, int argc, char **argv)
@@ -188,29 +168,23 @@ static int parse(struct ask *a, int argc, char **argv)
         {NULL, 0, NULL, 0},
     };
     *a = (struct ask){0};
-    optind = 1;
-    for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
-        if (option == 'p') {
-            a->print = true;
-        } else if (option == 'r') {
-            a->reference = true;
-        } else if (option == 'h') {
-            a->help = true;
-        } else if (option == 's' && a->n_sets < MAX_SETS) {
+    cli_start();
+    for (int option; (option = getopt_long(argc, argv, ":h", options, NULL)) != -1;) {
+        switch (option) {
+        case 'p': a->print = true; break;
+        case 'r': a->reference = true; break;
+        case 'h': a->help = true; break;
+        case 's':
+            if (a->n_sets == MAX_SETS)
+                return cli_fail(COMMAND, "--set: more than %d of them; edit the file", MAX_SETS);
             a->set[a->n_sets++] = optarg;
-        } else {
-            (void)fprintf(stderr, "weir check: %ssee weir check --help\n",
-                          option == 's' ? "more than 256 --set; " : "");
-            return EXIT_INPUT;
+            break;
+        default: return cli_bad_option(COMMAND, options, argv, option);
         }
     }
-    if (optind == argc && !a->help && !a->reference) {
-        (void)fputs(
-            "weir check: expected a stack file, as deploy/stacks/llama8b-h100-agg8.yaml; see "
-            "weir check --help\n",
-            stderr);
-        return EXIT_INPUT;
-    }
+    if (optind == argc && !a->help && !a->reference)
+        return cli_fail(COMMAND, "no stack file named, as deploy/stacks/llama8b-h100-agg8.yaml; "
+                                 "see weir check --help");
     return 0;
 }
 
@@ -221,21 +195,16 @@ int check_main(int argc, char **argv)
     int status = parse(&a, argc, argv);
     if (status)
         return status;
-    if (a.help || a.reference) {
-        if (a.help)
-            print_help(stdout);
-        else
-            stack_print_reference(stdout, true);
-        return 0;
+    if (a.help) {
+        print_help(stdout);
+    } else if (a.reference) {
+        stack_print_reference(stdout, true);
+    } else {
+        profile_dirs_init(&dirs);
+        for (int i = optind; i < argc; i++) {
+            int one = check_file(argv[i], &a, &dirs);
+            status = one ? one : status;
+        }
     }
-    profile_dirs_init(&dirs);
-    for (int i = optind; i < argc; i++) {
-        int one = check_file(argv[i], &a, &dirs);
-        status = one ? one : status;
-    }
-    if (fflush(stdout) || ferror(stdout)) {
-        (void)fputs("weir check: cannot write the answer\n", stderr);
-        return EXIT_INPUT;
-    }
-    return status;
+    return cli_finish(COMMAND, status);
 }

@@ -3,13 +3,16 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <getopt.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "controller/cli.h"
+#include "controller/commands.h"
 #include "predictor/rng.h"
 #include "predictor/units.h"
+
+#define COMMAND "gen"
 
 #define Q32 (UINT64_C(1) << 32)
 #define LN2_Q32 UINT64_C(2977044472)   /* ln 2 */
@@ -589,7 +592,7 @@ int gen_run(const struct gen_options *opt, FILE *out, char *error)
 /* ---- command line ------------------------------------------------------------------------------------ */
 
 static const char help[] =
-    "Usage: weir gen --rate R (--minutes M | --requests N) [options] > trace.jsonl\n"
+    "usage: weir gen --rate R (--minutes M | --requests N) [options] > trace.jsonl\n"
     "\n"
     "Writes a synthetic trace as Mooncake JSONL. Same options, same bytes, on every machine.\n"
     "\n"
@@ -618,47 +621,23 @@ static const char help[] =
     "Format\n"
     "  --block-size N         tokens that one hash_id covers (512)\n"
     "  --format F             mooncake (each turn repeats the history) or mooncake-delta (mooncake)\n"
-    "  --help\n"
+    "  -h, --help\n"
     "\n"
     "Example: one busy hour of chat with system prompts, four turns a conversation\n"
     "  weir gen --rate 12 --minutes 60 --sessions 4,45 --shared-prefix 20,2048 --tenants 50 > chat.jsonl\n";
 
-/* n comma-separated numbers, all of text. */
-static bool numbers(const char *text, double *out, int n)
-{
-    for (int i = 0; i < n; i++) {
-        char *end;
-        if ((*text < '0' || *text > '9') && *text != '.' && *text != '-')
-            return false; /* strtod would take spaces, inf and nan */
-        out[i] = strtod(text, &end);
-        if (end == text || *end != (i + 1 < n ? ',' : '\0'))
-            return false;
-        text = end + 1;
-    }
-    return true;
-}
-
-static bool whole(const char *text, uint64_t most, uint64_t *out)
-{
-    if (!*text || strlen(text) > 20 || strspn(text, "0123456789") != strlen(text))
-        return false;
-    errno = 0;
-    *out = strtoull(text, NULL, 10);
-    return !errno && *out <= most;
-}
-
 static bool whole32(const char *text, uint32_t *out)
 {
-    uint64_t v;
-    bool ok = whole(text, UINT32_MAX, &v);
-    *out = ok ? (uint32_t)v : 0;
+    uint64_t v = 0;
+    bool ok = cli_whole(text, 0, UINT32_MAX, &v);
+    *out = (uint32_t)v;
     return ok;
 }
 
 static bool length(const char *text, struct gen_length *out)
 {
     double d[2];
-    if (!strncmp(text, "lognormal:", 10) && numbers(text + 10, d, 2)) {
+    if (!strncmp(text, "lognormal:", 10) && cli_reals(text + 10, d, 2)) {
         *out = (struct gen_length){d[0], d[1]};
         return true;
     }
@@ -697,8 +676,7 @@ enum {
     OPT_OUTPUT,
     OPT_CONTEXT,
     OPT_BLOCK,
-    OPT_FORMAT,
-    OPT_HELP
+    OPT_FORMAT
 };
 
 static const struct option long_options[] = {
@@ -717,7 +695,7 @@ static const struct option long_options[] = {
     {"max-context", required_argument, NULL, OPT_CONTEXT},
     {"block-size", required_argument, NULL, OPT_BLOCK},
     {"format", required_argument, NULL, OPT_FORMAT},
-    {"help", no_argument, NULL, OPT_HELP},
+    {"help", no_argument, NULL, 'h'},
     {NULL, 0, NULL, 0},
 };
 
@@ -726,32 +704,34 @@ static const char *take_option(struct gen_options *o, int c, const char *arg)
 {
     double d[3] = {0};
     switch (c) {
-    case OPT_RATE: return numbers(arg, &o->rate, 1) ? NULL : "requests a second, as 12 or 0.5";
-    case OPT_MINUTES: return numbers(arg, &o->minutes, 1) ? NULL : "minutes, as 60 or 0.5";
+    case OPT_RATE: return cli_reals(arg, &o->rate, 1) ? NULL : "requests a second, as 12 or 0.5";
+    case OPT_MINUTES: return cli_reals(arg, &o->minutes, 1) ? NULL : "minutes, as 60 or 0.5";
     case OPT_REQUESTS:
-        return whole(arg, UINT64_MAX, &o->requests) && o->requests ? NULL
-                                                                   : "a whole number, 1 or more";
-    case OPT_SEED: return whole(arg, UINT64_MAX, &o->seed) ? NULL : "a whole number of 64 bits";
+        return cli_whole(arg, 0, UINT64_MAX, &o->requests) && o->requests
+                   ? NULL
+                   : "a whole number, 1 or more";
+    case OPT_SEED:
+        return cli_whole(arg, 0, UINT64_MAX, &o->seed) ? NULL : "a whole number of 64 bits";
     case OPT_ARRIVALS:
         return arrivals(arg, &o->arrivals) ? NULL : "poisson, constant, mmpp or diurnal";
     case OPT_BURST:
-        if (!numbers(arg, d, 3))
+        if (!cli_reals(arg, d, 3))
             return "FACTOR,SHARE,DWELL, as 4,0.1,10";
         o->burst_factor = d[0], o->burst_share = d[1], o->burst_dwell_s = d[2];
         return NULL;
     case OPT_DAY:
-        if (!numbers(arg, d, 2))
+        if (!cli_reals(arg, d, 2))
             return "MINUTES,AMPLITUDE, as 1440,0.5";
         o->day_minutes = d[0], o->day_amplitude = d[1];
         return NULL;
     case OPT_TENANTS: return whole32(arg, &o->tenants) ? NULL : "a whole number";
     case OPT_SESSIONS:
-        if (!numbers(arg, d, 2))
+        if (!cli_reals(arg, d, 2))
             return "TURNS,THINK, as 4,30";
         o->turns_mean = d[0], o->think_s = d[1];
         return NULL;
     case OPT_PREFIX:
-        if (!numbers(arg, d, 2) || !within(d[0], 1, GEN_PREFIX_GROUPS_MAX) ||
+        if (!cli_reals(arg, d, 2) || !within(d[0], 1, GEN_PREFIX_GROUPS_MAX) ||
             !within(d[1], 1, GEN_CONTEXT_MAX))
             return "GROUPS,TOKENS, as 20,2048";
         o->prefix_groups = (uint32_t)d[0], o->prefix_tok = (uint32_t)d[1];
@@ -763,43 +743,44 @@ static const char *take_option(struct gen_options *o, int c, const char *arg)
     case OPT_FORMAT:
         o->delta = !strcmp(arg, "mooncake-delta");
         return o->delta || !strcmp(arg, "mooncake") ? NULL : "mooncake or mooncake-delta";
-    default: return "an option that exists";
+    default: assert(false); return "";
     }
+}
+
+static int parse(struct gen_options *o, int argc, char **argv, bool *helped)
+{
+    int c, index = 0;
+    cli_start();
+    while ((c = getopt_long(argc, argv, ":h", long_options, &index)) != -1) {
+        if (c == 'h') {
+            *helped = true;
+            (void)fputs(help, stdout);
+            return 0;
+        }
+        if (c == '?' || c == ':')
+            return cli_bad_option(COMMAND, long_options, argv, c);
+        const char *expected = take_option(o, c, optarg);
+        if (expected)
+            return cli_fail(COMMAND, "--%s: expected %s, found '%.60s'", long_options[index].name,
+                            expected, optarg);
+    }
+    if (optind < argc)
+        return cli_fail(COMMAND,
+                        "expected only options, found '%.60s'; the trace goes to standard output",
+                        argv[optind]);
+    return 0;
 }
 
 int gen_main(int argc, char **argv)
 {
     struct gen_options o;
     char error[GEN_ERROR_BYTES];
+    bool helped = false;
     gen_defaults(&o);
-    opterr = 1;
-    optind = 0; /* glibc: start afresh; the caller may have used getopt before */
-    int c, index = 0;
-    while ((c = getopt_long(argc, argv, "", long_options, &index)) != -1) {
-        if (c == OPT_HELP) {
-            fputs(help, stdout);
-            return 0;
-        }
-        if (c == '?') {
-            fprintf(stderr, "weir gen --help lists the options\n");
-            return 2;
-        }
-        const char *expected = take_option(&o, c, optarg);
-        if (expected) {
-            fprintf(stderr, "weir gen: --%s: expected %s, found '%.60s'\n",
-                    long_options[index].name, expected, optarg);
-            return 2;
-        }
-    }
-    if (optind < argc) {
-        fprintf(stderr,
-                "weir gen: expected only options, found '%.60s'; the trace goes to standard "
-                "output\n",
-                argv[optind]);
-        return 2;
-    }
-    int rc = gen_run(&o, stdout, error);
-    if (rc)
-        fprintf(stderr, "weir gen: %s\n", error);
-    return rc == 0 ? 0 : rc == WEIR_E_INVALID || rc == WEIR_E_LIMIT ? 2 : 1;
+    int rc = parse(&o, argc, argv, &helped);
+    if (rc || helped)
+        return cli_finish(COMMAND, rc);
+    if (gen_run(&o, stdout, error))
+        return cli_fail(COMMAND, "%s", error);
+    return 0;
 }

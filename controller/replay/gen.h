@@ -70,8 +70,4 @@ void gen_defaults(struct gen_options *opt);
  * WEIR_E_IO (out refused). error: GEN_ERROR_BYTES. */
 WEIR_NODISCARD int gen_run(const struct gen_options *opt, FILE *out, char *error);
 
-/* `weir gen`: argv[0] is the program's name in messages. Returns the exit status: 0, 2 for bad
- * arguments, 1 if writing failed. */
-int gen_main(int argc, char **argv);
-
 #endif

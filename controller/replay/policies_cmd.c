@@ -1,14 +1,14 @@
 /* policies_cmd.c - `weir policies`: what there is to choose from, from where it comes, and its
  * knobs. */
-#include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "controller/cli.h"
 #include "controller/commands.h"
 #include "controller/core/policy.h"
 
-#define EXIT_INPUT 2
+#define COMMAND "policies"
 #define COLUMNS 100
 #define INDENT 4
 #define LABEL 8 /* width of "source" and the like, with the gap after it */
@@ -23,7 +23,7 @@ static void print_help(FILE *out)
         "\n"
         "  policy_params: {cache_aware: {balance_abs: 32}}\n"
         "\n"
-        "  --help  this text\n",
+        "  -h, --help\n",
         out);
 }
 
@@ -104,21 +104,15 @@ static int parse(int argc, char **argv, bool *help)
         {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
-    optind = 1;
-    for (int option; (option = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
-        if (option != 'h') {
-            (void)fputs("weir policies: see weir policies --help\n", stderr);
-            return EXIT_INPUT;
-        }
+    cli_start();
+    for (int option; (option = getopt_long(argc, argv, ":h", options, NULL)) != -1;) {
+        if (option != 'h')
+            return cli_bad_option(COMMAND, options, argv, option);
         *help = true;
     }
     for (int i = optind; !*help && i < argc; i++) {
-        if (!core_policy_find(argv[i])) {
-            (void)fprintf(stderr,
-                          "weir policies: no such policy: %.64s; weir policies lists them\n",
-                          argv[i]);
-            return EXIT_INPUT;
-        }
+        if (!core_policy_find(argv[i]))
+            return cli_unknown_policy(COMMAND, argv[i]);
     }
     return 0;
 }
@@ -142,9 +136,5 @@ int policies_main(int argc, char **argv)
             print_policy(stdout, core_policies[i]);
         }
     }
-    if (fflush(stdout) || ferror(stdout)) {
-        (void)fputs("weir policies: cannot write the list\n", stderr);
-        return EXIT_INPUT;
-    }
-    return 0;
+    return cli_finish(COMMAND, 0);
 }

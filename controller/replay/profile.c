@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "controller/replay/stack_keys.h"
+#include "controller/replay/words.h"
 #include "controller/replay/yaml_tree.h"
 
 #define WHERE_BYTES 512
@@ -129,10 +130,10 @@ static void list_names(const char *dir, char names[NAMES_BYTES])
     if (!d)
         return;
     for (struct dirent *e; (e = readdir(d));) {
-        size_t used = strlen(names);
-        if (ends_with(e->d_name, SUFFIX) && used + strlen(e->d_name) + 2 < NAMES_BYTES)
-            (void)snprintf(names + used, NAMES_BYTES - used, "%s%.*s", used ? " " : "",
-                           (int)(strlen(e->d_name) - strlen(SUFFIX)), e->d_name);
+        if (ends_with(e->d_name, SUFFIX)) {
+            e->d_name[strlen(e->d_name) - strlen(SUFFIX)] = '\0';
+            word_add(names, NAMES_BYTES, e->d_name);
+        }
     }
     (void)closedir(d);
 }
@@ -145,7 +146,7 @@ static int not_found(const char *name, const char *const *dirs, const char *wher
         list_names(dirs[i], names);
         (void)snprintf(looked + used, sizeof looked - used, "%s%s", used ? ", " : "", dirs[i]);
     }
-    if (nearest_word(names, name, near, sizeof near))
+    if (word_nearest(names, name, 0, near, sizeof near))
         ytree_error(error, "%s: no profile '%.128s'; did you mean %s?", where, name, near);
     else
         ytree_error(error,

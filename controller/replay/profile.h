@@ -99,7 +99,4 @@ double model_step_bytes(const struct model_shape *m, double weight_bytes);
  * from operations over FLOPS. d0 stays 0: the roofline says nothing about it. */
 void roofline_step(struct step_params *p, const struct model_shape *m, const struct roofline *r);
 
-/* `weir profile`: derives a profile by the roofline and prints it. Exit status. */
-int profile_main(int argc, char **argv);
-
 #endif

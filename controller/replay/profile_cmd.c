@@ -1,16 +1,18 @@
 /* profile_cmd.c - `weir profile`: a profile from config.json and a datasheet, with every assumption
  * written into it. */
-#include <getopt.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "controller/cli.h"
+#include "controller/commands.h"
 #include "controller/replay/profile.h"
 #include "controller/replay/stack_keys.h"
+#include "controller/replay/words.h"
 #include "controller/replay/yaml_tree.h"
 
-#define EXIT_INPUT 2
+#define COMMAND "profile"
 #define TP_MAX 1024
 
 /* The command line. */
@@ -60,31 +62,26 @@ static void print_help(FILE *out)
 
 static int bad_option(const char *option, const char *value, const char *expected)
 {
-    (void)fprintf(stderr, "weir profile: %s %s: expected %s; see weir profile --help\n", option,
-                  value, expected);
-    return EXIT_INPUT;
+    return cli_fail(COMMAND, "%s: expected %s, found '%.64s'", option, expected, value);
 }
 
 static int get_number(const char *option, const char *value, double min, double max, double *to)
 {
-    char *end, expected[96];
-    double v = strtod(value, &end);
-    if (end == value || *end || !isfinite(v) || v < min || v > max) {
-        (void)snprintf(expected, sizeof expected, "a number %.6g..%.6g", min, max);
-        return bad_option(option, value, expected);
-    }
-    *to = v;
-    return 0;
+    char expected[96];
+    if (cli_real(value, min, max, to))
+        return 0;
+    (void)snprintf(expected, sizeof expected, "a number %.7g..%.7g", min, max);
+    return bad_option(option, value, expected);
 }
 
 static int get_count(const char *option, const char *value, uint32_t max, uint32_t *to)
 {
-    double v = 0;
-    int rc = get_number(option, value, 1, max, &v);
-    if (rc == 0 && v != floor(v))
-        rc = bad_option(option, value, "a whole number");
-    *to = rc ? *to : (uint32_t)v;
-    return rc;
+    char expected[96];
+    uint64_t v = 0;
+    bool ok = cli_whole(value, 1, max, &v);
+    *to = (uint32_t)v;
+    (void)snprintf(expected, sizeof expected, "a whole number 1..%" PRIu32, max);
+    return ok ? 0 : bad_option(option, value, expected);
 }
 
 enum {
@@ -101,8 +98,7 @@ enum {
     OPT_FP8,
     OPT_MEMORY,
     OPT_UTILIZATION,
-    OPT_BLOCK,
-    OPT_HELP
+    OPT_BLOCK
 };
 
 static const struct option options[] = {
@@ -122,7 +118,7 @@ static const struct option options[] = {
     {"memory-gb", required_argument, NULL, OPT_MEMORY},
     {"gpu-memory-utilization", required_argument, NULL, OPT_UTILIZATION},
     {"block-size", required_argument, NULL, OPT_BLOCK},
-    {"help", no_argument, NULL, OPT_HELP},
+    {"help", no_argument, NULL, 'h'},
     {NULL, 0, NULL, 0},
 };
 
@@ -152,21 +148,27 @@ static int take_option(struct ask *a, int option, const char *value)
     case OPT_UTILIZATION:
         return get_number("--gpu-memory-utilization", value, 0.01, 1, &a->utilization);
     case OPT_BLOCK: return get_count("--block-size", value, ENGINE_MAX_BLOCK_SIZE, &a->block_size);
-    case OPT_HELP: a->help = true; return 0;
-    default: (void)fputs("weir profile: see weir profile --help\n", stderr); return EXIT_INPUT;
+    default: a->help = true; return 0;
     }
+}
+
+static int unknown_gpu(const char *name)
+{
+    char list[1024] = "";
+    for (size_t i = 0; gpu_at(i); i++) {
+        word_add(list, sizeof list, gpu_at(i)->name);
+        word_add(list, sizeof list, gpu_at(i)->aliases);
+    }
+    return cli_unknown(
+        COMMAND, "GPU", name, list,
+        "weir profile --help has the table; for others give --bandwidth and --tflops");
 }
 
 static int choose_gpu(struct ask *a)
 {
     const struct gpu_spec *known = gpu_find(a->gpu_name);
-    if (!known && !(a->bandwidth_gb_s > 0 && a->bf16_tflops > 0)) {
-        (void)fprintf(stderr,
-                      "weir profile: --gpu %.64s: not in the table; expected one of those in weir "
-                      "profile --help, or --bandwidth and --tflops with it\n",
-                      a->gpu_name);
-        return EXIT_INPUT;
-    }
+    if (!known && !(a->bandwidth_gb_s > 0 && a->bf16_tflops > 0))
+        return unknown_gpu(a->gpu_name);
     a->gpu = known ? *known : (struct gpu_spec){.name = a->gpu_name, .source = "command line"};
     if (a->bandwidth_gb_s > 0)
         a->gpu.bandwidth_gb_s = a->bandwidth_gb_s;
@@ -186,18 +188,18 @@ static int parse(struct ask *a, int argc, char **argv)
 {
     *a = (struct ask){.model = "", .kv_dtype = "bf16", .block_size = 16};
     a->roofline = (struct roofline){.tp = 1, .eff = 0.8, .mfu = 0.45};
-    optind = 1;
-    for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
-        int rc = take_option(a, option, optarg);
+    cli_start();
+    for (int option; (option = getopt_long(argc, argv, ":h", options, NULL)) != -1;) {
+        int rc = option == '?' || option == ':' ? cli_bad_option(COMMAND, options, argv, option)
+                                                : take_option(a, option, optarg);
         if (rc || a->help)
             return rc;
     }
     if (optind < argc)
-        return bad_option("argument", argv[optind], "options only");
-    if (!a->config || !a->gpu_name) {
-        (void)fputs("weir profile: expected --config and --gpu; see weir profile --help\n", stderr);
-        return EXIT_INPUT;
-    }
+        return cli_fail(COMMAND, "expected only options, found '%.64s'; see weir profile --help",
+                        argv[optind]);
+    if (!a->config || !a->gpu_name)
+        return cli_fail(COMMAND, "expected --config and --gpu; see weir profile --help");
     return choose_gpu(a);
 }
 
@@ -288,27 +290,19 @@ int profile_main(int argc, char **argv)
     if (a.help)
         print_help(stdout);
     if (rc || a.help)
-        return rc;
+        return cli_finish(COMMAND, rc);
     rc = ytree_read_file(a.config, MODEL_CONFIG_MAX_BYTES, &text, &len, error);
     if (rc == WEIR_OK)
         rc = model_shape_read(&m, a.config, text, len, a.dtype, error);
     free(text);
-    if (rc) {
-        (void)fprintf(stderr, "weir profile: %s\n", error);
-        return EXIT_INPUT;
-    }
+    if (rc)
+        return cli_fail(COMMAND, "%s", error);
     a.roofline.gpu = &a.gpu;
     a.roofline.weight_bytes = m.weight_bytes;
     a.roofline.kv_bytes = dtype_bytes(a.kv_dtype);
     roofline_step(&p, &m, &a.roofline);
-    if (step_model_init(&model, &p, &why)) {
-        (void)fprintf(stderr, "weir profile: %s: %s\n", a.config, why);
-        return EXIT_INPUT;
-    }
+    if (step_model_init(&model, &p, &why))
+        return cli_fail(COMMAND, "%s: %s", a.config, why);
     print_profile(stdout, &a, &m, &p);
-    if (fflush(stdout) || ferror(stdout)) {
-        (void)fputs("weir profile: cannot write the profile\n", stderr);
-        return EXIT_INPUT;
-    }
-    return 0;
+    return cli_finish(COMMAND, 0);
 }

@@ -4,6 +4,7 @@
 #include "controller/replay/replay.h"
 
 #include <assert.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +15,10 @@
 #include "predictor/rng.h"
 
 #define PROGRESS_EVERY 4096u
+/* mooncake-delta: keys of a session for every block of the engine, or, where blocks are single tokens
+ * (SGLang), for every 16. */
+#define DELTA_KEY_TOK_MIN 16u
+#define WHY_BYTES 192
 
 /* A request from the trace until its end. The index is the handle that core and cluster use. */
 struct live {
@@ -56,6 +61,7 @@ struct replay {
     uint32_t needs;
     int64_t now_ps, last_end_ps;
     int failed; /* first error, ends the loop */
+    char why[WHY_BYTES];
 
     struct live *live;
     uint32_t live_used, live_cap, live_free, n_live, n_inflight;
@@ -128,7 +134,7 @@ static void live_fill(struct replay *r, uint32_t i, const struct trace_request *
     l->spec = (struct request_spec){.uid = t->row + 1,
                                     .prompt_tok = t->prompt_tok,
                                     .output_tok = t->output_tok,
-                                    .max_tokens = t->max_tokens,
+                                    .max_tokens = t->max_tokens ? t->max_tokens : t->output_tok,
                                     .priority = t->priority,
                                     .keys = l->keys,
                                     .n_keys = t->n_keys,
@@ -652,16 +658,6 @@ static uint32_t count_workers(const struct stack *s)
     return n;
 }
 
-/* "node{i}" with i = number of the worker in its pool. */
-static void fill_domain(char *out, size_t cap, const char *pattern, uint32_t i)
-{
-    const char *hole = strstr(pattern, "{i}");
-    if (hole)
-        snprintf(out, cap, "%.*s%u%s", (int)(hole - pattern), pattern, i, hole + 3);
-    else
-        snprintf(out, cap, "%s", pattern);
-}
-
 static struct worker_config *expand_workers(const struct stack *s, uint32_t n,
                                             struct core_worker_config **core_out)
 {
@@ -673,7 +669,9 @@ static struct worker_config *expand_workers(const struct stack *s, uint32_t n,
         for (uint32_t i = 0; i < pool->workers; i++, k++) {
             w[k] = pool->worker;
             w[k].pool = p;
-            fill_domain(w[k].domain, sizeof w[k].domain, pool->worker.domain, i);
+            bool ok = stack_worker_domain(pool, i, w[k].domain);
+            assert(ok); /* stack_check has tried the longest */
+            (void)ok;
             const struct engine_config *e = &pool->worker.engine;
             cw[k] = (struct core_worker_config){.role = e->role,
                                                 .block_size = e->block_size,
@@ -715,6 +713,8 @@ static int build(struct replay *r)
     const struct stack *s = r->stack;
     const struct replay_options *o = r->opt;
     uint32_t n = count_workers(s);
+    double param[STACK_MAX_POLICY_PARAMS];
+    stack_policy_values(s, o->policy, param);
     struct core_worker_config *cw = NULL;
     struct worker_config *w = expand_workers(s, n, &cw);
     if (!w) {
@@ -732,7 +732,8 @@ static int build(struct replay *r)
                              .max_retries = s->max_retries,
                              .retry_partial = s->retry_partial,
                              .destination_first = s->handoff == HANDOFF_DESTINATION_FIRST,
-                             .max_requests = REPLAY_MAX_LIVE};
+                             .max_requests = REPLAY_MAX_LIVE,
+                             .policy_param = param};
     r->core = core_new(&cc, &why);
     if (!r->core) {
         free(w);
@@ -804,9 +805,46 @@ static void clean_up(struct replay *r)
     free(r->cache_names);
 }
 
-int replay_run(const struct stack *stack, const struct replay_options *opt, struct report *report,
-               int64_t *duration_ps, uint64_t *passes, uint64_t *bad_rows, char *error)
+/* Whether some worker, or a prefill and a decode worker together, can hold a request at all. */
+static bool someone_fits(const struct replay *r, const struct request_spec *q)
 {
+    bool prefill = false, decode = false;
+    uint32_t first = 0;
+    for (uint32_t p = 0; p < r->stack->n_pools; first += r->stack->pools[p++].workers) {
+        enum worker_role role = r->stack->pools[p].worker.engine.role;
+        bool fits = engine_fits(cluster_engine(r->cluster, first), q);
+        prefill = prefill || (fits && role != ROLE_DECODE);
+        decode = decode || (fits && role != ROLE_PREFILL);
+    }
+    return prefill && decode;
+}
+
+/* trace_options.refuse: a live router would answer 400; in a trace it is a mistake in the set-up. */
+static const char *too_large(void *ctx, uint32_t prompt_tok, uint32_t output_tok)
+{
+    struct replay *r = ctx;
+    uint64_t most = 0;
+    struct request_spec q = {
+        .prompt_tok = prompt_tok, .output_tok = output_tok, .max_tokens = output_tok};
+    if (someone_fits(r, &q))
+        return NULL;
+    for (uint32_t p = 0; p < r->stack->n_pools; p++) {
+        const struct engine_config *c = &r->stack->pools[p].worker.engine;
+        uint64_t tok = (uint64_t)c->num_gpu_blocks * c->block_size;
+        tok = c->max_model_len && c->max_model_len < tok ? c->max_model_len : tok;
+        most = tok > most ? tok : most;
+    }
+    snprintf(r->why, sizeof r->why,
+             "the largest worker holds %" PRIu64
+             "; raise num_gpu_blocks, block_size or max_model_len in the stack",
+             most);
+    return r->why;
+}
+
+int replay_run(const struct stack *stack, const struct replay_options *opt, struct report *report,
+               struct report_run *run, char *error)
+{
+    struct trace_options to = opt->trace;
     struct replay r = {.stack = stack,
                        .opt = opt,
                        .error = error,
@@ -815,9 +853,16 @@ int replay_run(const struct stack *stack, const struct replay_options *opt, stru
                        .next_arrival = NONE,
                        .last_poll_ps = -1,
                        .next_poll_ps = PS_NEVER};
-    r.trace = opt->data ? trace_open_memory("standard input", opt->data, opt->data_len, &opt->trace,
-                                            error)
-                        : trace_open(opt->paths, opt->n_paths, &opt->trace, error);
+    *run = (struct report_run){0};
+    to.untimed = opt->concurrency > 0;
+    to.seed = opt->seed;
+    to.refuse = too_large;
+    to.refuse_ctx = &r;
+    to.delta_key_tok = stack->pools[0].worker.engine.block_size;
+    if (to.delta_key_tok < DELTA_KEY_TOK_MIN)
+        to.delta_key_tok = DELTA_KEY_TOK_MIN;
+    r.trace = opt->data ? trace_open_memory("<stdin>", opt->data, opt->data_len, &to, error)
+                        : trace_open(opt->paths, opt->n_paths, &to, error);
     if (!r.trace)
         return WEIR_E_INPUT;
     if (!build(&r)) {
@@ -827,9 +872,11 @@ int replay_run(const struct stack *stack, const struct replay_options *opt, stru
         if (!r.failed && r.n_live)
             fail(&r, WEIR_E_STATE,
                  "the replay came to a stop with requests left over: no worker can take them");
-        report_workers(&r, passes);
-        *duration_ps = r.last_end_ps;
-        *bad_rows = trace_bad_rows(r.trace);
+        report_workers(&r, &run->passes);
+        run->duration_ps = r.last_end_ps;
+        run->bad_rows = trace_bad_rows(r.trace);
+        run->failed_rows = trace_failed_rows(r.trace);
+        snprintf(run->first_bad, sizeof run->first_bad, "%s", trace_first_bad(r.trace));
     }
     clean_up(&r);
     return r.failed;

@@ -30,21 +30,17 @@ struct replay_options {
     uint32_t n_paths;
     const void *data; /* a trace in memory (standard input, read once for several policies) */
     size_t data_len;
-    struct trace_options trace;
-    struct request_log *log; /* NULL: none */
+    struct trace_options trace; /* untimed, seed, refuse and delta_key_tok are set by replay_run */
+    struct request_log *log;    /* NULL: none */
     /* called now and then, with the number of requests read so far; NULL: not */
     void (*progress)(void *ctx, uint64_t requests, int64_t now_ps);
     void *progress_ctx;
 };
 
-/* Runs to the end of the trace and of all requests. report: made by report_new, filled and finished except for
- * the wall time, which the caller adds (report_finish). *passes, *duration_ps and *bad_rows are for that.
- * 0 or an error; error (REPLAY_ERROR_BYTES) then has one line for the user. */
+/* Runs to the end of the trace and of all requests. report: made by report_new, filled; *run is for
+ * report_finish, all but the wall time, which the caller adds. Rows that no worker of the stack could ever
+ * hold are bad rows of the trace. 0 or an error; error (REPLAY_ERROR_BYTES) then has one line for the user. */
 WEIR_NODISCARD int replay_run(const struct stack *stack, const struct replay_options *opt,
-                              struct report *report, int64_t *duration_ps, uint64_t *passes,
-                              uint64_t *bad_rows, char *error);
-
-/* weir replay ... */
-int replay_main(int argc, char **argv);
+                              struct report *report, struct report_run *run, char *error);
 
 #endif

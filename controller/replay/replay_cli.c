@@ -2,21 +2,28 @@
  * table, the JSON report and the per-request records.
  */
 #include <errno.h>
-#include <getopt.h>
+#include <fcntl.h>
+#include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "controller/cli.h"
 #include "controller/commands.h"
 #include "controller/core/policy.h"
+#include "controller/replay/profile.h"
 #include "controller/replay/replay.h"
 
+#define COMMAND "replay"
 #define MAX_POLICIES 32
-#define STDIN_MAX_BYTES ((size_t)4 << 30)
+#define MAX_SETS 256
+#define PIPE_MAX_BYTES ((size_t)4 << 30) /* of a trace that must be kept in memory */
+#define SPREAD_MAX_MS 3.6e6
 
 struct run {
     struct replay_options opt;
@@ -28,14 +35,15 @@ struct run {
 struct cli {
     struct stack stack;
     const char *stack_path;
-    char *policies[MAX_POLICIES];
+    const char *policies[MAX_POLICIES];
     uint32_t n_policies;
     struct replay_options opt;
     uint32_t threads;
     const char *report_path, *requests_path;
     bool canonical, quiet, progress;
     const char *trace_name;
-    void *stdin_data;
+    void *pipe_data;
+    FILE *report_file;
     struct run *runs;
     uint32_t next_run;
     pthread_mutex_t lock;
@@ -44,36 +52,51 @@ struct cli {
 static const char help[] =
     "usage: weir replay [OPTIONS] TRACE...      (TRACE \"-\": standard input)\n"
     "\n"
-    "Replays a recorded trace on simulated workers, through one or more routing policies, and compares\n"
-    "them. Traces: Mooncake JSONL (and mooncake-delta), Azure and BurstGPT CSV, weir's own log; plain, gzip\n"
-    "or zstd.\n"
+    "Replays recorded requests on simulated workers, through one or more routing policies, and\n"
+    "compares them. Traces: Mooncake JSONL, Azure and BurstGPT CSV, weir's own request log; plain,\n"
+    "gzip or zstd. Several files are read one after the other, as one trace.\n"
     "\n"
-    "what to serve on\n"
-    "  -w, --workers N          N aggregated workers with the default engine (8); with --stack: not allowed\n"
-    "  -s, --stack FILE         stack file (weir check --help lists its keys)\n"
-    "      --set KEY=VALUE      one key of the stack, e.g. --set num_gpu_blocks=2048 (may be repeated)\n"
-    "how to route\n"
-    "  -p, --policy A,B,...     policies to compare (round_robin); `weir policies` lists them; all: every one\n"
-    "      --seed N             for everything random (1)\n"
-    "      --oracle             tell policies what a live router could not know; the report says so\n"
-    "how requests come\n"
-    "      --speedup X          arrivals X times as fast (1)\n"
-    "      --concurrency N      closed loop: N requests in flight, timestamps ignored\n"
-    "      --format F           auto, mooncake, mooncake-delta, azure, burstgpt, weir (auto)\n"
-    "      --trace-block-size N tokens that one hash id of the trace covers (512)\n"
-    "      --max-requests N     stop reading after N requests\n"
-    "      --skip-bad N         tolerate and count up to N bad rows (0)\n"
-    "what to print\n"
-    "      --report FILE        JSON report (\"-\": standard output, without the table)\n"
-    "      --canonical          leave out what differs from run to run (wall time)\n"
-    "      --requests FILE      one JSON line a request; .zst and .gz compress\n"
-    "  -q, --quiet              no table, no progress\n"
-    "how to run\n"
-    "      --threads N          replay N policies at a time (1); same results\n"
-    "      --step               one engine pass at a time: the slow path, same results\n"
+    "What to serve on\n"
+    "  -w, --workers N           N aggregated workers of the default engine (8); not with --stack\n"
+    "  -s, --stack FILE          stack file (weir check --help lists its keys)\n"
+    "      --set KEY=VALUE       one key of the stack, as --set num_gpu_blocks=2048; may be repeated\n"
+    "\n"
+    "How to route\n"
+    "  -p, --policy A,B,...      policies to compare (round_robin); weir policies lists them; all:\n"
+    "                            every one\n"
+    "      --seed N              for everything that is drawn at random (1)\n"
+    "      --oracle              tell policies what a live router could not know: output lengths,\n"
+    "                            load and caches without delay; the report says so\n"
+    "\n"
+    "How requests come\n"
+    "      --speedup X           arrivals X times as fast (1)\n"
+    "      --concurrency N       closed loop: always N requests in flight, timestamps ignored\n"
+    "      --spread-arrivals MS  requests of one timestamp arrive at random times in the MS\n"
+    "                            milliseconds after it, before the next timestamp: for traces\n"
+    "                            whose times were rounded, as Mooncake's to 3000 (0: as recorded)\n"
+    "      --format F            auto, mooncake, mooncake-delta, azure, burstgpt or weir (auto: by\n"
+    "                            the first line; mooncake-delta must be named)\n"
+    "      --trace-block-size N  tokens that one hash id of the trace covers (512)\n"
+    "      --max-requests N      stop reading after N requests\n"
+    "      --skip-bad N          leave out, and count, up to N bad rows (0)\n"
+    "\n"
+    "What to print\n"
+    "      --report FILE         JSON report (\"-\": to standard output, instead of the table)\n"
+    "      --canonical           leave out of it what differs from run to run (wall time)\n"
+    "      --requests FILE       one JSON line a request; names in .zst and .gz are compressed\n"
+    "  -q, --quiet               no table, no progress\n"
+    "\n"
+    "How to run\n"
+    "      --threads N           replay N policies at a time (1); same results\n"
+    "      --step                one engine pass at a time: the slow path, same results\n"
     "  -h, --help\n"
     "\n"
-    "exit status: 0 good, 2 bad input or usage\n";
+    "Exit status: 0 good, 2 bad input or usage.\n"
+    "\n"
+    "Examples\n"
+    "  weir replay conversation.jsonl --workers 8 --policy round_robin,sticky,cache_aware\n"
+    "  weir replay day1.jsonl.zst day2.jsonl.zst --stack my.yaml --policy all --report out.json\n"
+    "  weir gen --rate 12 --minutes 10 | weir replay - --set max_num_seqs=64\n";
 
 enum {
     OPT_SET = 256,
@@ -81,6 +104,7 @@ enum {
     OPT_ORACLE,
     OPT_SPEEDUP,
     OPT_CONCURRENCY,
+    OPT_SPREAD,
     OPT_FORMAT,
     OPT_BLOCK,
     OPT_MAX,
@@ -101,6 +125,7 @@ static const struct option options[] = {
     {"oracle", no_argument, NULL, OPT_ORACLE},
     {"speedup", required_argument, NULL, OPT_SPEEDUP},
     {"concurrency", required_argument, NULL, OPT_CONCURRENCY},
+    {"spread-arrivals", required_argument, NULL, OPT_SPREAD},
     {"format", required_argument, NULL, OPT_FORMAT},
     {"trace-block-size", required_argument, NULL, OPT_BLOCK},
     {"max-requests", required_argument, NULL, OPT_MAX},
@@ -114,24 +139,6 @@ static const struct option options[] = {
     {"help", no_argument, NULL, 'h'},
     {NULL, 0, NULL, 0},
 };
-
-static int complain(const char *fmt, const char *arg)
-{
-    fputs("weir replay: ", stderr);
-    fprintf(stderr, fmt, arg);
-    fputc('\n', stderr);
-    return 2;
-}
-
-static bool number(const char *text, uint64_t min, uint64_t max, uint64_t *out)
-{
-    char *end;
-    errno = 0;
-    if (*text < '0' || *text > '9')
-        return false;
-    *out = strtoull(text, &end, 10);
-    return !errno && !*end && *out >= min && *out <= max;
-}
 
 static bool format_of(const char *name, enum trace_format *out)
 {
@@ -150,145 +157,194 @@ static int add_policies(struct cli *c, char *list)
 {
     if (!strcmp(list, "all")) {
         for (uint32_t i = 0; i < core_policies_count && c->n_policies < MAX_POLICIES; i++)
-            c->policies[c->n_policies++] = (char *)(uintptr_t)core_policies[i]->name;
+            c->policies[c->n_policies++] = core_policies[i]->name;
         return 0;
     }
     for (char *name; (name = strsep(&list, ","));) {
+        const struct policy_ops *p = core_policy_find(name);
+        if (!p)
+            return cli_unknown_policy(COMMAND, name);
         if (c->n_policies == MAX_POLICIES)
-            return complain("more than 32 policies: %s does not fit", name);
-        if (!core_policy_find(name))
-            return complain("no policy is called '%s' (weir policies lists them)", name);
-        c->policies[c->n_policies++] = name;
+            return cli_fail(COMMAND, "--policy: more than %d policies; leave out %s", MAX_POLICIES,
+                            name);
+        c->policies[c->n_policies++] = p->name;
     }
     return 0;
 }
 
+/* The command line, before it is made into a stack. */
 struct parsed {
-    const char *sets[256];
+    const char *sets[MAX_SETS];
     uint32_t n_sets;
     uint64_t workers;
 };
 
-static int parse_option(struct cli *c, struct parsed *p, int opt)
+static int take_whole(const char *option, uint64_t min, uint64_t max, uint64_t *out)
+{
+    if (cli_whole(optarg, min, max, out))
+        return 0;
+    if (max == UINT64_MAX)
+        return cli_fail(COMMAND, "--%s: expected a whole number from %" PRIu64 ", found '%.64s'",
+                        option, min, optarg);
+    return cli_fail(COMMAND,
+                    "--%s: expected a whole number %" PRIu64 "..%" PRIu64 ", found '%.64s'", option,
+                    min, max, optarg);
+}
+
+static int take_whole32(const char *option, uint32_t min, uint32_t max, uint32_t *out)
 {
     uint64_t n = 0;
-    char *end;
+    int rc = take_whole(option, min, max, &n);
+    *out = (uint32_t)n;
+    return rc;
+}
+
+static int take_real(const char *option, double min, double max, double *out)
+{
+    if (cli_real(optarg, min, max, out))
+        return 0;
+    return cli_fail(COMMAND, "--%s: expected a number %.7g..%.7g, found '%.64s'", option, min, max,
+                    optarg);
+}
+
+static int take_format(struct cli *c)
+{
+    if (format_of(optarg, &c->opt.trace.format))
+        return 0;
+    return cli_fail(COMMAND,
+                    "--format: expected auto, mooncake, mooncake-delta, azure, burstgpt or weir, "
+                    "found '%.64s'",
+                    optarg);
+}
+
+/* 0, an exit status, or -1: help was asked for. */
+static int parse_option(struct cli *c, struct parsed *p, int opt, char *const *argv)
+{
+    double ms = 0;
+    int rc;
     switch (opt) {
-    case 'w':
-        return number(optarg, 1, CLUSTER_MAX_WORKERS, &p->workers)
-                   ? 0
-                   : complain("--workers takes a number from 1 to 16384, not '%s'", optarg);
+    case 'w': return take_whole("workers", 1, CLUSTER_MAX_WORKERS, &p->workers);
     case 's': c->stack_path = optarg; return 0;
     case OPT_SET:
-        if (p->n_sets == 256)
-            return complain("more than 256 --set options%s", "");
+        if (p->n_sets == MAX_SETS)
+            return cli_fail(COMMAND, "--set: more than %d of them; write a stack file", MAX_SETS);
         p->sets[p->n_sets++] = optarg;
         return 0;
     case 'p': return add_policies(c, optarg);
-    case OPT_SEED:
-        if (!number(optarg, 0, UINT64_MAX, &c->opt.seed))
-            return complain("--seed takes a whole number, not '%s'", optarg);
-        return 0;
+    case OPT_SEED: return take_whole("seed", 0, UINT64_MAX, &c->opt.seed);
     case OPT_ORACLE: c->opt.oracle = true; return 0;
-    case OPT_SPEEDUP:
-        c->opt.speedup = strtod(optarg, &end);
-        if (*end || !(c->opt.speedup >= 1e-6 && c->opt.speedup <= 1e6))
-            return complain("--speedup takes a number from 0.000001 to 1000000, not '%s'", optarg);
-        return 0;
+    case OPT_SPEEDUP: return take_real("speedup", 1e-6, 1e6, &c->opt.speedup);
     case OPT_CONCURRENCY:
-        if (!number(optarg, 1, REPLAY_MAX_LIVE, &n))
-            return complain("--concurrency takes a number from 1 to 4194304, not '%s'", optarg);
-        c->opt.concurrency = (uint32_t)n;
-        return 0;
-    case OPT_FORMAT:
-        return format_of(optarg, &c->opt.trace.format)
-                   ? 0
-                   : complain(
-                         "--format takes auto, mooncake, mooncake-delta, azure, burstgpt or weir, not '%s'",
-                         optarg);
-    case OPT_BLOCK:
-        if (!number(optarg, 1, 1 << 20, &n))
-            return complain("--trace-block-size takes a number from 1 to 1048576, not '%s'",
-                            optarg);
-        c->opt.trace.block_tok = (uint32_t)n;
-        return 0;
-    case OPT_MAX:
-        return number(optarg, 1, UINT64_MAX, &c->opt.trace.max_rows)
-                   ? 0
-                   : complain("--max-requests takes a number from 1, not '%s'", optarg);
-    case OPT_SKIP:
-        return number(optarg, 0, UINT64_MAX, &c->opt.trace.skip_bad)
-                   ? 0
-                   : complain("--skip-bad takes a whole number, not '%s'", optarg);
+        return take_whole32("concurrency", 1, REPLAY_MAX_LIVE, &c->opt.concurrency);
+    case OPT_SPREAD:
+        rc = take_real("spread-arrivals", 0, SPREAD_MAX_MS, &ms);
+        c->opt.trace.spread_ps = ps_from_ms(rc ? 0 : ms);
+        return rc;
+    case OPT_FORMAT: return take_format(c);
+    case OPT_BLOCK: return take_whole32("trace-block-size", 1, 1 << 20, &c->opt.trace.block_tok);
+    case OPT_MAX: return take_whole("max-requests", 1, UINT64_MAX, &c->opt.trace.max_rows);
+    case OPT_SKIP: return take_whole("skip-bad", 0, UINT64_MAX, &c->opt.trace.skip_bad);
     case OPT_REPORT: c->report_path = optarg; return 0;
     case OPT_CANONICAL: c->canonical = true; return 0;
     case OPT_REQUESTS: c->requests_path = optarg; return 0;
-    case OPT_THREADS:
-        if (!number(optarg, 1, 1024, &n))
-            return complain("--threads takes a number from 1 to 1024, not '%s'", optarg);
-        c->threads = (uint32_t)n;
-        return 0;
+    case OPT_THREADS: return take_whole32("threads", 1, 1024, &c->threads);
     case OPT_STEP: c->opt.stepping = true; return 0;
     case 'q': c->quiet = true; return 0;
-    case 'h': fputs(help, stdout); return -1;
-    default: return complain("see weir replay --help%s", "");
+    case 'h': (void)fputs(help, stdout); return -1;
+    default: return cli_bad_option(COMMAND, options, argv, opt);
     }
 }
-
-/* ---- where profiles are found: beside the stack file, in the source tree, where they were installed */
 
 static int load_stack(struct cli *c, const struct parsed *p)
 {
-    static const char *const dirs[] = {"deploy/profiles", WEIR_PROFILE_DIR, NULL};
     char error[STACK_ERROR_BYTES];
+    struct profile_dirs dirs;
     if (c->stack_path && p->workers)
-        return complain("--workers and --stack do not go together: the stack file says how many%s",
-                        "");
+        return cli_fail(COMMAND, "--workers: the stack file says how many; leave it out, or use "
+                                 "--set pools.NAME.workers=N");
+    profile_dirs_init(&dirs);
     if (c->stack_path) {
-        if (stack_load(&c->stack, c->stack_path, dirs, error))
-            return complain("%s", error);
+        if (stack_load(&c->stack, c->stack_path, dirs.list, error))
+            return cli_fail(COMMAND, "%s", error);
     } else {
         stack_default(&c->stack, p->workers ? (uint32_t)p->workers : 8);
     }
-    for (uint32_t i = 0; i < p->n_sets; i++) {
-        char key[256];
-        const char *eq = strchr(p->sets[i], '=');
-        if (!eq || eq == p->sets[i] || (size_t)(eq - p->sets[i]) >= sizeof key)
-            return complain("--set takes KEY=VALUE, not '%s'", p->sets[i]);
-        snprintf(key, sizeof key, "%.*s", (int)(eq - p->sets[i]), p->sets[i]);
-        if (stack_set(&c->stack, key, eq + 1, error))
-            return complain("%s", error);
-    }
-    if (stack_check(&c->stack, c->stack_path ? c->stack_path : "command line", error))
-        return complain("%s", error);
+    if (stack_set_all(&c->stack, p->sets, p->n_sets, error) ||
+        stack_check(&c->stack, c->stack_path ? c->stack_path : "command line", error))
+        return cli_fail(COMMAND, "%s", error);
     return 0;
 }
 
-static int read_stdin(struct cli *c)
+/* ---- traces that can be read once only */
+
+static int read_pipe(struct cli *c, int fd, const char *path)
 {
     size_t cap = 1 << 20, n = 0;
     char *buf = malloc(cap);
     for (;;) {
         if (buf && n == cap) {
-            if (cap >= STDIN_MAX_BYTES)
-                return complain("standard input is larger than 4 GiB: save it to a file%s", "");
+            if (cap >= PIPE_MAX_BYTES) {
+                free(buf);
+                return cli_fail(COMMAND,
+                                "%s: larger than 4 GiB; save it to a file, or replay one "
+                                "policy",
+                                path);
+            }
             char *more = realloc(buf, cap *= 2);
             if (!more)
                 free(buf);
             buf = more;
         }
         if (!buf)
-            return complain("out of memory while reading standard input%s", "");
-        size_t k = fread(buf + n, 1, cap - n, stdin);
-        if (!k)
+            return cli_fail(COMMAND, "%s: out of memory while reading it", path);
+        ssize_t k = read(fd, buf + n, cap - n);
+        if (k < 0 && errno == EINTR)
+            continue;
+        if (k < 0) {
+            free(buf);
+            return cli_fail(COMMAND, "%s: cannot be read: %s", path, strerror(errno));
+        }
+        if (k == 0)
             break;
-        n += k;
+        n += (size_t)k;
     }
-    c->stdin_data = buf;
+    c->pipe_data = buf;
     c->opt.data = buf;
     c->opt.data_len = n;
     return 0;
 }
+
+static bool read_once(const char *path)
+{
+    struct stat st;
+    return !strcmp(path, "-") ||
+           (!stat(path, &st) && (S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode)));
+}
+
+/* Every policy reads the trace anew; what comes out of a pipe is kept for the others. */
+static int keep_pipe(struct cli *c)
+{
+    uint32_t i = 0;
+    while (i < c->opt.n_paths && !read_once(c->opt.paths[i]))
+        i++;
+    if (i == c->opt.n_paths || c->n_policies == 1)
+        return 0;
+    const char *path = c->opt.paths[i];
+    if (c->opt.n_paths > 1)
+        return cli_fail(COMMAND,
+                        "%s: can be read once, and several policies read it together with "
+                        "other files; save it to a file first",
+                        path);
+    int fd = strcmp(path, "-") ? open(path, O_RDONLY | O_CLOEXEC) : STDIN_FILENO;
+    if (fd < 0)
+        return cli_fail(COMMAND, "%s: cannot be opened: %s", path, strerror(errno));
+    int rc = read_pipe(c, fd, path);
+    if (fd != STDIN_FILENO)
+        (void)close(fd);
+    return rc;
+}
+
+/* ---- runs */
 
 static double now_ms(void)
 {
@@ -309,25 +365,26 @@ static void show_progress(void *ctx, uint64_t requests, int64_t now_ps)
     if (t - p->since_ms < 1000 || t - p->shown_ms < 200)
         return;
     p->shown_ms = t;
-    fprintf(stderr, "\r%-14s %10lu requests, %.1f min of trace, %.1f s ", p->run->opt.policy,
-            requests, ms_from_ps(now_ps) / 60000, (t - p->since_ms) / 1000);
-    fflush(stderr);
+    (void)fprintf(stderr, "\r%-14s %10" PRIu64 " requests, %.1f min of trace, %.1f s ",
+                  p->run->opt.policy, requests, ms_from_ps(now_ps) / 60000,
+                  (t - p->since_ms) / 1000);
+    (void)fflush(stderr);
 }
 
 static void run_one(struct cli *c, struct run *run)
 {
     struct progress progress = {.run = run, .since_ms = now_ms()};
-    int64_t duration;
-    uint64_t passes, bad;
+    struct report_run how;
     if (c->progress) {
         run->opt.progress = show_progress;
         run->opt.progress_ctx = &progress;
     }
-    run->rc = replay_run(&c->stack, &run->opt, run->report, &duration, &passes, &bad, run->error);
+    run->rc = replay_run(&c->stack, &run->opt, run->report, &how, run->error);
     if (progress.shown_ms > 0)
-        fprintf(stderr, "\r%70s\r", "");
+        (void)fprintf(stderr, "\r%70s\r", "");
+    how.wall_ms = now_ms() - progress.since_ms;
     if (!run->rc)
-        report_finish(run->report, duration, passes, now_ms() - progress.since_ms, bad);
+        report_finish(run->report, &how);
 }
 
 static void *run_thread(void *ctx)
@@ -359,7 +416,7 @@ static int run_all(struct cli *c)
     pthread_mutex_destroy(&c->lock);
     for (uint32_t i = 0; i < c->n_policies; i++) {
         if (c->runs[i].rc)
-            return complain("%s", c->runs[i].error);
+            return cli_fail(COMMAND, "%s", c->runs[i].error);
     }
     return 0;
 }
@@ -385,94 +442,126 @@ static int make_runs(struct cli *c, struct request_log *log)
         run->opt.log = log;
         run->report = report_new(&info);
         if (!run->report)
-            return complain("out of memory%s", "");
+            return cli_fail(COMMAND, "out of memory");
     }
-    return c->runs ? 0 : complain("out of memory%s", "");
+    return c->runs ? 0 : cli_fail(COMMAND, "out of memory");
 }
 
-static int write_reports(struct cli *c)
+/* Opened before the run, so that nobody waits for a report that cannot be written; what is there stays
+ * until the new one is ready. */
+static int open_report(struct cli *c)
+{
+    if (!c->report_path)
+        return 0;
+    if (!strcmp(c->report_path, "-")) {
+        c->report_file = stdout;
+        return 0;
+    }
+    int fd = open(c->report_path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    c->report_file = fd < 0 ? NULL : fdopen(fd, "w");
+    if (c->report_file)
+        return 0;
+    return cli_fail(COMMAND,
+                    "--report %.200s: cannot be written: %s; check the folder and its "
+                    "permissions",
+                    c->report_path, strerror(errno));
+}
+
+static int write_report(struct cli *c, struct report *const *reports)
+{
+    struct stat st;
+    FILE *f = c->report_file;
+    int rc = 0;
+    if (f != stdout && !fstat(fileno(f), &st) && S_ISREG(st.st_mode))
+        rc |= ftruncate(fileno(f), 0);
+    rc |= report_write_json(f, reports, c->n_policies, c->canonical);
+    rc |= f == stdout ? 0 : fclose(f);
+    c->report_file = NULL;
+    return rc ? cli_fail(COMMAND, "--report %.200s: writing failed; is the disk full?",
+                         c->report_path)
+              : 0;
+}
+
+static int print_results(struct cli *c)
 {
     struct report *reports[MAX_POLICIES];
-    bool to_stdout = c->report_path && !strcmp(c->report_path, "-");
+    bool table = !c->quiet && c->report_file != stdout;
+    int rc = 0;
     for (uint32_t i = 0; i < c->n_policies; i++)
         reports[i] = c->runs[i].report;
-    if (c->report_path) {
-        FILE *f = to_stdout ? stdout : fopen(c->report_path, "w");
-        if (!f)
-            return complain("cannot write %s: check the folder and its permissions",
-                            c->report_path);
-        int rc = report_write_json(f, reports, c->n_policies, c->canonical);
-        rc |= to_stdout ? fflush(f) : fclose(f);
-        if (rc)
-            return complain("writing %s failed: disk full?", c->report_path);
-    }
-    if (!c->quiet && !to_stdout) {
+    if (c->report_file)
+        rc = write_report(c, reports);
+    if (!rc && table) {
         struct winsize ws = {0};
         bool tty = isatty(STDOUT_FILENO);
         if (tty)
-            ioctl(STDOUT_FILENO, TIOCGWINSZ, &ws);
+            (void)ioctl(STDOUT_FILENO, TIOCGWINSZ, &ws);
         report_print_table(stdout, reports, c->n_policies, ws.ws_col, tty && !getenv("NO_COLOR"));
     }
-    return 0;
+    return cli_finish(COMMAND, rc);
 }
 
 static int replay(struct cli *c)
 {
     struct request_log *log = NULL;
     char error[REPLAY_ERROR_BYTES];
-    int rc = 0;
-    for (uint32_t i = 0; i < c->opt.n_paths; i++) {
-        if (!strcmp(c->opt.paths[i], "-") && (c->n_policies > 1) && !c->stdin_data) {
-            if (c->opt.n_paths > 1)
-                return complain(
-                    "standard input cannot be mixed with files when several policies read it%s",
-                    "");
-            if ((rc = read_stdin(c)))
-                return rc;
-        }
-    }
-    if (c->requests_path) {
+    int rc = keep_pipe(c);
+    if (!rc)
+        rc = open_report(c);
+    if (!rc && c->requests_path) {
         log = request_log_open(c->requests_path, error);
         if (!log)
-            return complain("%s", error);
+            rc = cli_fail(COMMAND, "--requests: %s", error);
         c->threads = 1; /* one file, in one order */
     }
-    rc = make_runs(c, log);
+    if (!rc)
+        rc = make_runs(c, log);
     if (!rc)
         rc = run_all(c);
     if (log && request_log_close(log) && !rc)
-        rc = complain("writing %s failed: disk full?", c->requests_path);
+        rc = cli_fail(COMMAND, "--requests %.200s: writing failed; is the disk full?",
+                      c->requests_path);
     if (!rc)
-        rc = write_reports(c);
+        rc = print_results(c);
     for (uint32_t i = 0; c->runs && i < c->n_policies; i++)
         report_free(c->runs[i].report);
     free(c->runs);
+    if (c->report_file && c->report_file != stdout)
+        (void)fclose(c->report_file);
     return rc;
 }
 
 int replay_main(int argc, char **argv)
 {
-    struct cli c = {.opt = {.seed = 1, .speedup = 1}, .threads = 1};
+    struct cli *c = calloc(1, sizeof *c); /* 2 MiB of stack: not on the stack of a thread */
     struct parsed p = {.n_sets = 0};
     int opt, rc = 0;
-    optind = 1;
-    while (!rc && (opt = getopt_long(argc, argv, "w:s:p:qh", options, NULL)) != -1)
-        rc = parse_option(&c, &p, opt);
-    if (rc)
-        return rc < 0 ? 0 : rc;
-    if (optind == argc)
-        return complain("no trace given; see weir replay --help%s", "");
-    if (!c.n_policies)
-        c.policies[c.n_policies++] = "round_robin";
-    c.opt.paths = (const char *const *)argv + optind;
-    c.opt.n_paths = (uint32_t)(argc - optind);
+    if (!c)
+        return cli_fail(COMMAND, "out of memory");
+    c->opt.seed = 1;
+    c->opt.speedup = 1;
+    c->threads = 1;
+    cli_start();
+    while (!rc && (opt = getopt_long(argc, argv, ":w:s:p:qh", options, NULL)) != -1)
+        rc = parse_option(c, &p, opt, argv);
+    if (!rc && optind == argc)
+        rc = cli_fail(COMMAND, "no trace named; name its file, or - for standard input");
+    if (rc) {
+        free(c);
+        return cli_finish(COMMAND, rc < 0 ? 0 : rc);
+    }
+    if (!c->n_policies)
+        c->policies[c->n_policies++] = "round_robin";
+    c->opt.paths = (const char *const *)argv + optind;
+    c->opt.n_paths = (uint32_t)(argc - optind);
     const char *base = strrchr(argv[optind], '/');
-    c.trace_name = base ? base + 1 : argv[optind];
-    c.progress = !c.quiet && isatty(STDERR_FILENO) && c.threads == 1;
-    rc = load_stack(&c, &p);
+    c->trace_name = base ? base + 1 : argv[optind];
+    c->progress = !c->quiet && isatty(STDERR_FILENO) && c->threads == 1;
+    rc = load_stack(c, &p);
     if (!rc)
-        rc = replay(&c);
-    stack_deinit(&c.stack);
-    free(c.stdin_data);
+        rc = replay(c);
+    stack_deinit(&c->stack);
+    free(c->pipe_data);
+    free(c);
     return rc;
 }

@@ -114,13 +114,9 @@ void report_worker(struct report *r, uint32_t worker, const struct report_worker
     r->workers[worker] = *w;
 }
 
-void report_finish(struct report *r, int64_t duration_ps, uint64_t passes, double wall_ms,
-                   uint64_t bad_rows)
+void report_finish(struct report *r, const struct report_run *run)
 {
-    r->duration_ps = duration_ps;
-    r->passes = passes;
-    r->wall_ms = wall_ms;
-    r->bad_rows = bad_rows;
+    r->run = *run;
 }
 
 /* ---- figures ---- */
@@ -173,7 +169,7 @@ static double ratio(double a, double b)
 
 static double per_second(const struct report *r, uint64_t n)
 {
-    return ratio((double)n * (double)PS_PER_S, (double)r->duration_ps);
+    return ratio((double)n * (double)PS_PER_S, (double)r->run.duration_ps);
 }
 
 static double quantile_ms(const struct hist *h, double q)
@@ -189,7 +185,7 @@ void report_summarise(const struct report *r, struct report_summary *out)
         .rejected = report_rejected(r),
         .slo_met = r->slo_met,
         .preemptions = r->preemptions,
-        .duration_ms = ms_from_ps(r->duration_ps),
+        .duration_ms = ms_from_ps(r->run.duration_ps),
         .goodput_rps = per_second(r, r->slo_met),
         .slo_attainment = ratio((double)r->slo_met, (double)r->requests),
         .reuse = ratio((double)r->reused_all_tok, (double)r->prompt_tok),
@@ -439,14 +435,14 @@ static void put_totals(struct json *j, const struct report *r, bool canonical)
     put_count(j, "total_input_tokens", r->prompt_tok);
     put_count(j, "total_output_tokens", r->output_tok);
     put_count(j, "processed_tokens", tokens);
-    put_real(j, "duration_ms", ms_from_ps(r->duration_ps));
+    put_real(j, "duration_ms", ms_from_ps(r->run.duration_ps));
     if (!canonical) {
-        put_real(j, "wall_time_ms", r->wall_ms);
-        put_real(j, "processed_tokens_per_s", ratio((double)tokens * 1e3, r->wall_ms));
+        put_real(j, "wall_time_ms", r->run.wall_ms);
+        put_real(j, "processed_tokens_per_s", ratio((double)tokens * 1e3, r->run.wall_ms));
         put_real(j, "processed_output_tokens_per_s",
-                 ratio((double)r->output_tok * 1e3, r->wall_ms));
+                 ratio((double)r->output_tok * 1e3, r->run.wall_ms));
     }
-    put_count(j, "passes", r->passes);
+    put_count(j, "passes", r->run.passes);
     put_real(j, "request_throughput_rps", per_second(r, r->completed));
     put_real(j, "input_throughput_tok_s", per_second(r, r->prompt_tok));
     put_real(j, "output_throughput_tok_s", per_second(r, r->output_tok));
@@ -471,7 +467,8 @@ static void put_quality(struct json *j, const struct report *r)
              ratio((double)r->reused_tok, (double)r->prompt_tok));
     put_count(j, "preemptions", r->preemptions);
     put_count(j, "retries", r->retries);
-    put_count(j, "bad_rows", r->bad_rows);
+    put_count(j, "bad_rows", r->run.bad_rows);
+    put_count(j, "failed_rows", r->run.failed_rows);
     put_count(j, "rejected", report_rejected(r));
     open_inline(j, "rejected_by_reason");
     for (enum core_reason k = CORE_REASON_NONE + 1; k < CORE_REASON_COUNT; k++)

@@ -10,6 +10,7 @@
 
 #include "controller/core/core.h"
 #include "controller/replay/stack.h"
+#include "controller/replay/trace.h"
 #include "predictor/hist.h"
 
 /* One finished request. Times in ps since the first arrival; -1 where it did not happen. */
@@ -55,10 +56,18 @@ void report_add(struct report *r, const struct report_request *q);
 struct hist *report_itl(struct report *r);
 void report_worker(struct report *r, uint32_t worker, const struct report_worker *w);
 
-/* After the last report_add: duration of the simulation, and what it cost to run (not in the canonical
- * report: differs from run to run). */
-void report_finish(struct report *r, int64_t duration_ps, uint64_t passes, double wall_ms,
-                   uint64_t bad_rows);
+/* How a run went, beside its requests. */
+struct report_run {
+    int64_t duration_ps; /* of the simulation */
+    uint64_t passes;
+    uint64_t bad_rows;    /* of the trace, tolerated (--skip-bad) */
+    uint64_t failed_rows; /* left out: they failed when they were recorded, as the trace says */
+    char first_bad[TRACE_ERROR_BYTES]; /* what was wrong with the first bad row; "" */
+    double wall_ms; /* what it cost to run (not in the canonical report: differs from run to run) */
+};
+
+/* After the last report_add. *run is copied. */
+void report_finish(struct report *r, const struct report_run *run);
 
 /* JSON. canonical: without wall_time_ms, processed_*_per_s (same bytes for same input and seed).
  * One report per policy: an array under "runs" when n > 1, the plain object when n == 1.

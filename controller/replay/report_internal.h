@@ -21,9 +21,7 @@ struct report {
     /* output tokens per second that one user sees, in millionths: sums over requests with a TPOT */
     unsigned __int128 rate_sum, rate_square_sum;
 
-    int64_t duration_ps;
-    uint64_t passes, bad_rows;
-    double wall_ms;
+    struct report_run run;
 };
 
 /* "queue_full", "slo" ..., as in the JSON; NULL for CORE_REASON_NONE. */

@@ -179,9 +179,9 @@ static void print_trace(const struct table *t)
 {
     const struct report_info *info = &t->r[0]->info;
     struct text text = {.len = 0}, last = {.len = 0};
-    double shortest = ms_from_ps(t->r[0]->duration_ps) / 1e3, longest = shortest;
+    double shortest = ms_from_ps(t->r[0]->run.duration_ps) / 1e3, longest = shortest;
     for (uint32_t i = 1; i < t->n; i++) {
-        double s = ms_from_ps(t->r[i]->duration_ps) / 1e3;
+        double s = ms_from_ps(t->r[i]->run.duration_ps) / 1e3;
         shortest = s < shortest ? s : shortest;
         longest = s > longest ? s : longest;
     }
@@ -298,7 +298,7 @@ static double value_of(const struct report *r, enum column_id c)
     case C_REUSE: return s.completed ? s.reuse * 100 : NAN;
     case C_PREEMPT: return (double)s.preemptions;
     case C_GPU_H: return s.gpu_hours;
-    default: return r->wall_ms;
+    default: return r->run.wall_ms;
     }
 }
 
@@ -630,12 +630,24 @@ static void print_retries(struct table *t)
 static void print_bad_rows(struct table *t)
 {
     struct text text = {.len = 0};
-    if (!t->r[0]->bad_rows)
+    if (!t->r[0]->run.bad_rows)
         return;
     begin_footer(t);
-    say_count(&text, t->r[0]->bad_rows);
-    say(&text, " of the trace could not be read and were skipped");
+    say_count(&text, t->r[0]->run.bad_rows);
+    say(&text, " of the trace were left out; the first: ");
+    say_name(&text, t->r[0]->run.first_bad);
     print_labelled(t, "bad rows", &text);
+}
+
+static void print_failed_rows(struct table *t)
+{
+    struct text text = {.len = 0};
+    if (!t->r[0]->run.failed_rows)
+        return;
+    begin_footer(t);
+    say_count(&text, t->r[0]->run.failed_rows);
+    say(&text, " of the trace were left out: they failed when they were recorded");
+    print_labelled(t, "failed", &text);
 }
 
 void report_print_table(FILE *out, struct report *const *r, uint32_t n, int width, bool colour)
@@ -654,4 +666,5 @@ void report_print_table(FILE *out, struct report *const *r, uint32_t n, int widt
         print_rejected(&t, r[i]);
     print_retries(&t);
     print_bad_rows(&t);
+    print_failed_rows(&t);
 }

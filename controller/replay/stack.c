@@ -6,12 +6,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "controller/core/policy.h"
 #include "controller/replay/profile.h"
 #include "controller/replay/stack_keys.h"
+#include "controller/replay/words.h"
 #include "predictor/units.h"
 
 #define WHERE_BYTES 512
 #define PATH_BYTES 192
+#define POLICY_LIST_BYTES 512 /* of the names of all policies, or of one's parameters */
 #define DOMAIN_MAX_DIVISOR 1000000u
 
 /* Llama-3.1-8B on one H100, TensorRT-LLM 1.0.0rc3, bf16, TP 1: fitted on 42 measured points (error
@@ -178,29 +181,58 @@ static const struct ytree_node *child(const struct ytree_node *map, enum key_sco
     return NULL;
 }
 
+/* "no NOUN 'x'; did you mean y?" or what there is. */
+static int not_listed(const char *noun, const char *name, const char *list, const char *where,
+                      char *error)
+{
+    char near[WORD_BYTES];
+    if (word_nearest(list, name, 0, near, sizeof near))
+        ytree_error(error, "%s: no %s '%.64s'; did you mean %s?", where, noun, name, near);
+    else
+        ytree_error(error, "%s: no %s '%.64s'; expected one of: %s", where, noun, name,
+                    *list ? list : "none, it has no parameters");
+    return WEIR_E_INPUT;
+}
+
+/* The row that describes a policy's parameter. */
+static int find_policy_param(const char *policy, const char *name, const char *where,
+                             const struct policy_param **out, char *error)
+{
+    char list[POLICY_LIST_BYTES] = "";
+    const struct policy_ops *p = core_policy_find(policy);
+    for (uint32_t i = 0; !p && i < core_policies_count; i++)
+        word_add(list, sizeof list, core_policies[i]->name);
+    if (!p)
+        return not_listed("policy", policy, list, where, error);
+    for (uint32_t i = 0; i < p->n_params; i++) {
+        if (strcmp(p->params[i].name, name) == 0) {
+            *out = &p->params[i];
+            return WEIR_OK;
+        }
+        word_add(list, sizeof list, p->params[i].name);
+    }
+    return not_listed("parameter", name, list, where, error);
+}
+
 /* A number from policy_params or --set into the list; the same parameter again replaces it. */
 static int set_policy_param(struct stack *s, const char *policy, const char *name,
                             const struct ytree_node *value, const char *where, char *error)
 {
-    static const struct key number = {
-        .type = KEY_REAL, .name = "parameter", .min = -1e300, .max = 1e300};
+    const struct policy_param *param = NULL;
     double v = 0;
-    int rc = key_read(&number, &v, value, false, where, error);
+    int rc = find_policy_param(policy, name, where, &param, error);
     if (rc)
         return rc;
-    if (strlen(policy) >= STACK_NAME_BYTES || strlen(name) >= STACK_NAME_BYTES) {
-        ytree_error(error, "%s: expected names of at most %d bytes", where, STACK_NAME_BYTES - 1);
-        return WEIR_E_INPUT;
-    }
+    const struct key number = {
+        .type = KEY_REAL, .name = "parameter", .min = param->min, .max = param->max};
+    rc = key_read(&number, &v, value, false, where, error);
+    if (rc)
+        return rc;
     uint32_t i = 0;
     while (i < s->n_policy_params && (strcmp(s->policy_params[i].policy, policy) != 0 ||
                                       strcmp(s->policy_params[i].name, name) != 0))
         i++;
-    if (i == STACK_MAX_POLICY_PARAMS) {
-        ytree_error(error, "%s: more than %d policy parameters; remove some", where,
-                    STACK_MAX_POLICY_PARAMS);
-        return WEIR_E_INPUT;
-    }
+    assert(i < STACK_MAX_POLICY_PARAMS); /* there are fewer, see test_stack.c */
     struct stack_policy_param *p = &s->policy_params[i];
     (void)snprintf(p->policy, sizeof p->policy, "%s", policy);
     (void)snprintf(p->name, sizeof p->name, "%s", name);
@@ -230,6 +262,20 @@ static int read_policy_params(struct load *l, const struct ytree_node *map, cons
         }
     }
     return WEIR_OK;
+}
+
+void stack_policy_values(const struct stack *s, const char *policy,
+                         double out[STACK_MAX_POLICY_PARAMS])
+{
+    const struct policy_ops *p = core_policy_find(policy);
+    for (uint32_t i = 0; p && i < p->n_params; i++) {
+        out[i] = p->params[i].def;
+        for (uint32_t j = 0; j < s->n_policy_params; j++) {
+            if (strcmp(s->policy_params[j].policy, policy) == 0 &&
+                strcmp(s->policy_params[j].name, p->params[i].name) == 0)
+                out[i] = s->policy_params[j].value;
+        }
+    }
 }
 
 /* ---- pools ---- */
@@ -870,6 +916,24 @@ int stack_set(struct stack *s, const char *key, const char *value, char *error)
 out:
     ytree_deinit(&tree);
     free(copy);
+    return rc;
+}
+
+int stack_set_all(struct stack *s, const char *const *sets, uint32_t n, char *error)
+{
+    int rc = WEIR_OK;
+    for (uint32_t i = 0; i < n && rc == WEIR_OK; i++) {
+        char key[STACK_PATH_BYTES];
+        const char *equals = strchr(sets[i], '=');
+        size_t len = equals ? (size_t)(equals - sets[i]) : 0;
+        if (len == 0 || len >= sizeof key) {
+            ytree_error(error, "--set %.128s: expected KEY=VALUE, as max_num_seqs=64", sets[i]);
+            return WEIR_E_INPUT;
+        }
+        memcpy(key, sets[i], len);
+        key[len] = '\0';
+        rc = stack_set(s, key, equals + 1, error);
+    }
     return rc;
 }
 

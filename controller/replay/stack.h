@@ -15,7 +15,7 @@
 #define STACK_PATH_BYTES 256
 #define STACK_ERROR_BYTES 1024
 #define STACK_FILE_MAX_BYTES (16u << 20) /* a larger stack or profile file is refused */
-#define STACK_MAX_POLICY_PARAMS 64
+#define STACK_MAX_POLICY_PARAMS 64       /* more than all policies have together */
 
 struct stack_pool {
     char name[STACK_NAME_BYTES];
@@ -78,6 +78,9 @@ WEIR_NODISCARD int stack_load_memory(struct stack *s, const char *name, const ch
  * applied to every pool). Same errors. */
 WEIR_NODISCARD int stack_set(struct stack *s, const char *key, const char *value, char *error);
 
+/* stack_set for each of n "KEY=VALUE" in turn. */
+WEIR_NODISCARD int stack_set_all(struct stack *s, const char *const *sets, uint32_t n, char *error);
+
 /* Whole-stack rules that no single key can state (zero workers, prefill without decode ...). 0,
  * WEIR_E_INPUT or WEIR_E_NOMEM. stack_load has done it; needed again after stack_set. */
 WEIR_NODISCARD int stack_check(const struct stack *s, const char *name, char *error);
@@ -85,6 +88,10 @@ WEIR_NODISCARD int stack_check(const struct stack *s, const char *name, char *er
 /* Reads a profile (deploy/profiles/NAME.yaml) into step parameters. */
 WEIR_NODISCARD int profile_load(struct step_params *p, uint64_t *kv_bytes_per_token, uint32_t *gpus,
                                 const char *path, char *error);
+
+/* The values of a policy's knobs, in the order of its table: the stack's, else the defaults. */
+void stack_policy_values(const struct stack *s, const char *policy,
+                         double out[STACK_MAX_POLICY_PARAMS]);
 
 /* The failure-domain path of a pool's worker: its pattern with {i} (index in the pool) and {i/N} filled
  * in. False: malformed or too long (stack_check refuses those). */
@@ -105,8 +112,5 @@ void stack_print(FILE *out, const struct stack *s);
 
 /* Prints step times as the keys of `step:`, each line behind indent. */
 void stack_print_step(FILE *out, const char *indent, const struct step_params *p);
-
-/* `weir check`: says whether stack files are sound and what they describe. Exit status. */
-int check_main(int argc, char **argv);
 
 #endif

@@ -10,11 +10,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "controller/replay/words.h"
 #include "predictor/units.h"
 
 #define MS_MAX ((double)(PS_LIMIT / PS_PER_MS))
 #define COEF_MAX 1e9 /* a coefficient beyond this is a slip of units */
-#define WORD_BYTES 96
 
 #define VLLM (1u << SCHED_VLLM)
 #define SGLANG (1u << SCHED_SGLANG)
@@ -281,20 +281,6 @@ const char *scope_path(enum key_scope scope)
     return paths[scope];
 }
 
-/* Next word of a list separated by spaces; NULL at the end. */
-static const char *next_word(const char *at, char out[WORD_BYTES])
-{
-    while (*at == ' ')
-        at++;
-    if (!*at)
-        return NULL;
-    size_t n = strcspn(at, " ");
-    size_t keep = n < WORD_BYTES - 1 ? n : WORD_BYTES - 1;
-    memcpy(out, at, keep);
-    out[keep] = '\0';
-    return at + n;
-}
-
 /* "--max-num-seqs" and "max-num-seqs" are max_num_seqs. Too long for any key: "". */
 static void plain_name(const char *name, char out[WORD_BYTES])
 {
@@ -311,7 +297,7 @@ static void plain_name(const char *name, char out[WORD_BYTES])
 static bool has_alias(const struct key *k, const char *name, bool *negated)
 {
     char word[WORD_BYTES];
-    for (const char *at = k->aliases; at && (at = next_word(at, word));) {
+    for (const char *at = k->aliases; at && (at = word_next(at, word));) {
         bool no = word[0] == '!';
         if (strcmp(word + no, name) == 0) {
             *negated = no;
@@ -345,60 +331,6 @@ const struct key *key_find(enum key_scope scope, const char *prefix, const char 
     return NULL;
 }
 
-/* Levenshtein distance of two words shorter than WORD_BYTES. */
-static unsigned edit_distance(const char *a, const char *b)
-{
-    unsigned row[WORD_BYTES];
-    unsigned nb = (unsigned)strlen(b);
-    for (unsigned j = 0; j <= nb; j++)
-        row[j] = j;
-    for (unsigned i = 1; a[i - 1]; i++) {
-        unsigned diagonal = row[0];
-        row[0] = i;
-        for (unsigned j = 1; j <= nb; j++) {
-            unsigned best = diagonal + (a[i - 1] != b[j - 1]);
-            if (row[j] + 1 < best)
-                best = row[j] + 1;
-            if (row[j - 1] + 1 < best)
-                best = row[j - 1] + 1;
-            diagonal = row[j];
-            row[j] = best;
-        }
-    }
-    return row[nb];
-}
-
-/* How many edits still look like a slip. */
-static unsigned slip_limit(const char *word)
-{
-    return 1 + (unsigned)strlen(word) / 3;
-}
-
-/* Nearest of words within `limit` edits; a word that begins with what was written counts as one. */
-static bool nearest_within(const char *words, const char *plain, unsigned limit, char *out,
-                           size_t n)
-{
-    char each[WORD_BYTES];
-    unsigned best = UINT32_MAX;
-    size_t len = strlen(plain);
-    for (const char *at = words; (at = next_word(at, each));) {
-        bool begins = len >= 3 && strncmp(each, plain, len) == 0;
-        unsigned d = begins ? 1 : edit_distance(plain, each);
-        if (d <= limit && (d < best || (d == best && strncmp(each, out, n) < 0))) {
-            best = d; /* whatever the order of words, the same answer */
-            (void)snprintf(out, n, "%s", each);
-        }
-    }
-    return best != UINT32_MAX;
-}
-
-bool nearest_word(const char *words, const char *word, char *out, size_t n)
-{
-    char plain[WORD_BYTES];
-    plain_name(word, plain);
-    return nearest_within(words, plain, slip_limit(plain), out, n);
-}
-
 /* The same name elsewhere in the file: a key at the wrong level. */
 static const struct key *key_elsewhere(const char *plain)
 {
@@ -416,21 +348,19 @@ static const struct key *key_elsewhere(const char *plain)
 void key_suggest(enum key_scope scope, const char *prefix, const char *name, char *out, size_t n)
 {
     char plain[WORD_BYTES], words[4096] = "", near[WORD_BYTES];
-    size_t used = 0;
     plain_name(name, plain);
     for (unsigned i = 0; i < n_stack_keys; i++) {
         const char *own = stack_keys[i].scope == scope ? below(&stack_keys[i], prefix) : NULL;
-        if (own && used < sizeof words)
-            used +=
-                (size_t)snprintf(words + used, sizeof words - used, "%s%s", used ? " " : "", own);
+        if (own)
+            word_add(words, sizeof words, own);
     }
     const struct key *other = scope == SCOPE_PROFILE ? NULL : key_elsewhere(plain);
-    if (nearest_within(words, plain, 1, near, sizeof near)) {
+    if (word_nearest(words, plain, 1, near, sizeof near)) {
         (void)snprintf(out, n, "did you mean %s?", near);
     } else if (other) {
         const char *at = scope_path(other->scope);
         (void)snprintf(out, n, "it belongs at %s%s%s", at, *at ? "." : "", other->name);
-    } else if (nearest_word(words, name, near, sizeof near)) {
+    } else if (word_nearest(words, plain, 0, near, sizeof near)) {
         (void)snprintf(out, n, "did you mean %s?", near);
     } else {
         (void)snprintf(out, n, "the keys here are: %.512s%s", words,
@@ -463,7 +393,7 @@ static int refuse(const struct key *k, const struct ytree_node *n, const char *w
         break;
     case KEY_CHOICE:
         (void)snprintf(expected, sizeof expected, "one of: %s", k->choices);
-        if (n->kind == YTREE_SCALAR && nearest_word(k->choices, n->text, near, sizeof near))
+        if (n->kind == YTREE_SCALAR && word_nearest(k->choices, n->text, 0, near, sizeof near))
             (void)snprintf(hint, sizeof hint, "; did you mean %s?", near);
         break;
     case KEY_TEXT:
@@ -528,7 +458,7 @@ static bool read_choice(const struct key *k, const struct ytree_node *n, uint32_
     uint32_t i = 0;
     if (n->kind != YTREE_SCALAR)
         return false;
-    for (const char *at = k->choices; (at = next_word(at, word)); i++) {
+    for (const char *at = k->choices; (at = word_next(at, word)); i++) {
         if (strcmp(word, n->text) == 0) {
             *v = i;
             return true;
@@ -728,7 +658,7 @@ static void print_choice(FILE *out, const struct key *k, uint32_t v)
     char word[WORD_BYTES] = "";
     const char *at = k->choices;
     for (uint32_t i = 0; i <= v && at; i++)
-        at = next_word(at, word);
+        at = word_next(at, word);
     (void)fputs(word, out);
 }
 

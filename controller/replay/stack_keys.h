@@ -79,9 +79,6 @@ const struct key *key_find(enum key_scope scope, const char *prefix, const char 
 /* What to do about an unknown key: "did you mean x?" or the keys there are, in out (n bytes). */
 void key_suggest(enum key_scope scope, const char *prefix, const char *name, char *out, size_t n);
 
-/* Nearest of `words` (separated by spaces) to `word`, in out; false if none is near. */
-bool nearest_word(const char *words, const char *word, char *out, size_t n);
-
 /* Reads a node into base + offset. `where` ("file:line: path") starts the message. 0 or
  * WEIR_E_INPUT. */
 WEIR_NODISCARD int key_read(const struct key *k, void *base, const struct ytree_node *n,

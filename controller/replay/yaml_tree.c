@@ -11,6 +11,7 @@
 #include <yaml.h>
 
 #include "controller/replay/stack.h"
+#include "controller/replay/words.h"
 
 #define CHUNK_BYTES 16384u
 #define READ_BYTES 65536u
@@ -60,42 +61,19 @@ void ytree_deinit(struct ytree *t)
     t->root = NULL;
 }
 
-/* Length of the UTF-8 sequence at s, 0: malformed (RFC 3629: no overlong form, no surrogates). */
-static size_t utf8_len(const unsigned char *s, size_t left)
-{
-    unsigned char c = s[0];
-    if (c < 0x80)
-        return 1;
-    size_t n = c >= 0xc2 && c <= 0xdf ? 2 : (c & 0xf0) == 0xe0 ? 3 : c >= 0xf0 && c <= 0xf4 ? 4 : 0;
-    if (n == 0 || n > left)
-        return 0;
-    for (size_t i = 1; i < n; i++) {
-        if ((s[i] & 0xc0) != 0x80)
-            return 0;
-    }
-    if ((c == 0xe0 && s[1] < 0xa0) || (c == 0xed && s[1] > 0x9f) || (c == 0xf0 && s[1] < 0x90) ||
-        (c == 0xf4 && s[1] > 0x8f))
-        return 0;
-    return n;
-}
-
 static int check_text(const char *name, const char *text, size_t len, char *error)
 {
+    size_t good = utf8_span(text, len), nul = strnlen(text, len);
+    size_t bad = good < nul ? good : nul;
+    if (bad == len)
+        return WEIR_OK;
     unsigned line = 1;
-    size_t i = 0;
-    while (i < len) {
-        size_t n = utf8_len((const unsigned char *)text + i, len - i);
-        if (n == 0 || text[i] == '\0') {
-            ytree_error(error,
-                        "%s:%u: expected YAML text in UTF-8, found byte 0x%02x; save the file as "
-                        "UTF-8",
-                        name, line, (unsigned)(unsigned char)text[i]);
-            return WEIR_E_INPUT;
-        }
+    for (size_t i = 0; i < bad; i++)
         line += text[i] == '\n';
-        i += n;
-    }
-    return WEIR_OK;
+    ytree_error(error,
+                "%s:%u: expected YAML text in UTF-8, found byte 0x%02x; save the file as UTF-8",
+                name, line, (unsigned)(unsigned char)text[bad]);
+    return WEIR_E_INPUT;
 }
 
 /* State of one parse: the open lists and maps, innermost last. */

@@ -120,7 +120,11 @@ static struct report *sample(const char *policy, bool backwards)
                                   .passes = 30};
         report_worker(r, i, &w);
     }
-    report_finish(r, 100 * PS_PER_S, 90, 12.5, 5);
+    report_finish(r, &(struct report_run){.duration_ps = 100 * PS_PER_S,
+                                          .passes = 90,
+                                          .wall_ms = 12.5,
+                                          .bad_rows = 5,
+                                          .failed_rows = 7});
     return r;
 }
 
@@ -270,6 +274,7 @@ static void test_json_figures(void **state)
     assert_near(number(root, "prefix_cache_reused_ratio"), 0.2, 0);
     assert_near(number(root, "first_admission_prefix_cache_reused_ratio"), 0.1, 0);
     assert_near(number(root, "bad_rows"), 5, 0);
+    assert_near(number(root, "failed_rows"), 7, 0);
     assert_near(number(root, "retries"), 4, 0);
     assert_near(number(root, "passes"), 90, 0);
     assert_near(number(root, "hist_relative_error"), HIST_REL_ERROR, 0);
@@ -352,7 +357,11 @@ static void test_json_canonical(void **state)
 {
     (void)state;
     struct report *r[2] = {sample("p", false), sample("p", true)};
-    report_finish(r[1], 100 * PS_PER_S, 90, 99, 5);
+    report_finish(r[1], &(struct report_run){.duration_ps = 100 * PS_PER_S,
+                                             .passes = 90,
+                                             .wall_ms = 99,
+                                             .bad_rows = 5,
+                                             .failed_rows = 7});
     char *one = json_of(&r[0], 1, true), *two = json_of(&r[1], 1, true);
     assert_string_equal(one, two);
     assert_null(strstr(one, "wall_time_ms"));
@@ -405,7 +414,12 @@ static void fill_policies(struct report **r)
         for (uint32_t i = 0; i < N_WORKERS; i++)
             report_worker(r[k], i,
                           &(struct report_worker){.pool = i / 2, .up_ps = 1000 * PS_PER_S});
-        report_finish(r[k], 1000 * PS_PER_S + k * 60 * PS_PER_S, 1000, 12.25 + k, k ? 0 : 3);
+        report_finish(r[k], &(struct report_run){.duration_ps = 1000 * PS_PER_S + k * 60 * PS_PER_S,
+                                                 .passes = 1000,
+                                                 .wall_ms = 12.25 + k,
+                                                 .bad_rows = k ? 0 : 3,
+                                                 .failed_rows = k ? 0 : 4,
+                                                 .first_bad = "t.jsonl:9: expected"});
     }
 }
 
@@ -481,7 +495,9 @@ static void test_table_contents(void **state)
     assert_has(text, "*         best of its column", true);
     assert_has(text, "rejected  prob_admit    100 of 1,000 (slo 100)", true);
     assert_has(text, "retries   prob_admit 200", true);
-    assert_has(text, "bad rows  3 of the trace", true);
+    assert_has(text, "bad rows  3 of the trace were left out; the first: t.jsonl:9: expected",
+               true);
+    assert_has(text, "failed    4 of the trace", true);
     assert_has(text, "oracle", false);
     const char *row = strstr(text, "\nround_robin"), *end = row ? strchr(row + 1, '\n') : NULL;
     assert_non_null(end);
