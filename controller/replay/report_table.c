@@ -634,7 +634,7 @@ static void print_bad_rows(struct table *t)
         return;
     begin_footer(t);
     say_count(&text, t->r[0]->run.bad_rows);
-    say(&text, " of the trace were left out; the first: ");
+    say(&text, " of the trace were skipped; the first: ");
     say_name(&text, t->r[0]->run.first_bad);
     print_labelled(t, "bad rows", &text);
 }
@@ -646,7 +646,7 @@ static void print_failed_rows(struct table *t)
         return;
     begin_footer(t);
     say_count(&text, t->r[0]->run.failed_rows);
-    say(&text, " of the trace were left out: they failed when they were recorded");
+    say(&text, " of the trace were skipped: they failed when they were recorded");
     print_labelled(t, "failed", &text);
 }
 

@@ -495,7 +495,7 @@ static void test_table_contents(void **state)
     assert_has(text, "*         best of its column", true);
     assert_has(text, "rejected  prob_admit    100 of 1,000 (slo 100)", true);
     assert_has(text, "retries   prob_admit 200", true);
-    assert_has(text, "bad rows  3 of the trace were left out; the first: t.jsonl:9: expected",
+    assert_has(text, "bad rows  3 of the trace were skipped; the first: t.jsonl:9: expected",
                true);
     assert_has(text, "failed    4 of the trace", true);
     assert_has(text, "oracle", false);

@@ -14,6 +14,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "controller/commands.h"
+#include "controller/core/policy.h"
 #include "controller/replay/profile.h"
 #include "controller/replay/stack.h"
 #include "controller/replay/stack_keys.h"
@@ -335,7 +337,8 @@ static void lists_of_a_stack_round_trip(void **state)
                   "  - {name: p, role: prefill, workers: 3, domain: 'r{i}'}\n"
                   "  - {name: d, role: decode, workers: 2,\n"
                   "     step: {w_ms: 5, spec_gamma: 2, spec_accept: [0.8, 0.5]}}\n"
-                  "policy_params: {sticky: {affinity: 0.8, gap: 18}, other: {x: -1e-3}}\n"
+                  "policy_params: {sticky: {affinity: 0.8, max_ttft_penalty_ms: 18},\n"
+                  "  prob_admit: {shed_from_priority: -1e-3}}\n"
                   "faults:\n"
                   "  - {at_ms: 5, worker: 4, kind: up}\n"
                   "  - {at_ms: 1, domain: r1, kind: slow, factor: 2.5}\n"
@@ -346,7 +349,8 @@ static void lists_of_a_stack_round_trip(void **state)
     assert_int_equal(two.n_pools, 2);
     assert_int_equal(two.pools[0].worker.engine.role, ROLE_PREFILL);
     assert_int_equal(two.n_policy_params, 3);
-    assert_string_equal(two.policy_params[2].policy, "other");
+    assert_string_equal(two.policy_params[2].policy, "prob_admit");
+    assert_true(two.policy_params[2].value < -0.0009);
     assert_int_equal(two.n_faults, 4);
     assert_int_equal(two.faults[0].kind, FAULT_SLOW);
     assert_true(fabs(two.faults[0].factor - 2.5) < 1e-12);
@@ -474,7 +478,15 @@ static const struct mistake {
      "t.yaml:1: policy_params.sticky.affinity", "expected a number"},
     {"policy_params: {sticky: 4}\npools: [{}]\n", "t.yaml:1:", "PARAMETER"},
     {"policy_params: 4\npools: [{}]\n", "t.yaml:1:", "PARAMETER"},
-    {"policy_params: {a: {b: 1, b: 2}}\npools: [{}]\n", "t.yaml:1:", "twice"},
+    {"policy_params: {sticky: {affinity: 1, affinity: 0}}\npools: [{}]\n", "t.yaml:1:", "twice"},
+    {"policy_params: {stiky: {affinity: 1}}\npools: [{}]\n",
+     "t.yaml:1: policy_params.stiky.affinity", "did you mean sticky?"},
+    {"policy_params: {zzz: {affinity: 1}}\npools: [{}]\n",
+     "t.yaml:1:", "expected one of: round_robin"},
+    {"policy_params: {sticky: {afinity: 1}}\npools: [{}]\n",
+     "t.yaml:1: policy_params.sticky.afinity", "did you mean affinity?"},
+    {"policy_params: {sticky: {affinity: 1.5}}\npools: [{}]\n", "t.yaml:1:", "a number 0..1"},
+    {"policy_params: {round_robin: {x: 1}}\npools: [{}]\n", "t.yaml:1:", "no parameters"},
     {"pools: [{}]\nfaults: 4\n", "t.yaml:2:", "list of faults"},
     {"pools: [{}]\nfaults:\n  - {worker: 0, kind: down}\n", "t.yaml:3: faults[0]",
      "at_ms and kind"},
@@ -548,15 +560,38 @@ static void limits_of_a_file(void **state)
     assert_non_null(strstr(error, "t.yaml:66: pools: more than 64 pools"));
     free(many);
 
-    f = open_memstream(&many, &len);
+    stack_deinit(&one);
+}
+
+/* Every knob of every policy at once fits, reads back, and reaches its place. */
+static void every_policy_parameter(void **state)
+{
+    (void)state;
+    char *text = NULL;
+    size_t len = 0;
+    FILE *f = open_memstream(&text, &len);
+    double values[STACK_MAX_POLICY_PARAMS];
     assert_non_null(f);
-    (void)fputs("pools: [{}]\npolicy_params:\n  p:\n", f);
-    for (unsigned i = 0; i <= STACK_MAX_POLICY_PARAMS; i++)
-        (void)fprintf(f, "    a%u: 1\n", i);
+    (void)fputs("pools: [{}]\npolicy_params:\n", f);
+    for (uint32_t i = 0; i < core_policies_count; i++) {
+        const struct policy_ops *p = core_policies[i];
+        (void)fprintf(f, p->n_params ? "  %s:\n" : "", p->name);
+        for (uint32_t j = 0; j < p->n_params; j++)
+            (void)fprintf(f, "    %s: %.17g\n", p->params[j].name, p->params[j].min);
+    }
     assert_int_equal(fclose(f), 0);
-    assert_int_equal(load(&one, many), WEIR_E_INPUT);
-    assert_non_null(strstr(error, "more than 64 policy parameters"));
-    free(many);
+    load_ok(&one, text);
+    assert_true(one.n_policy_params > 20 && one.n_policy_params < STACK_MAX_POLICY_PARAMS);
+    for (uint32_t i = 0; i < core_policies_count; i++) {
+        stack_policy_values(&one, core_policies[i]->name, values);
+        for (uint32_t j = 0; j < core_policies[i]->n_params; j++)
+            assert_true(fabs(values[j] - core_policies[i]->params[j].min) < 1e-12);
+    }
+    free(text);
+    stack_deinit(&one);
+    load_ok(&one, "pools: [{}]\npolicy_params: {cache_aware: {balance_abs: 7}}\n");
+    stack_policy_values(&one, "cache_aware", values);
+    assert_true(fabs(values[0] - 0.3) < 1e-12 && fabs(values[1] - 7) < 1e-12);
     stack_deinit(&one);
 }
 
@@ -768,6 +803,7 @@ int main(void)
         cmocka_unit_test(domain_patterns),
         cmocka_unit_test(every_mistake_has_its_line),
         cmocka_unit_test(limits_of_a_file),
+        cmocka_unit_test(every_policy_parameter),
         cmocka_unit_test(byte_order_mark),
         cmocka_unit_test(set_one_or_all),
         cmocka_unit_test(set_refuses_and_changes_nothing),
