@@ -116,9 +116,10 @@ static inline int64_t to_ps(double ps)
     return ps < (double)STEP_MAX_PS ? (ps > 0 ? (int64_t)(ps + 0.5) : 0) : STEP_MAX_PS;
 }
 
-static inline int64_t cut_ps(i128 ps)
+/* Of a pass that does something. */
+static inline int64_t pass_ps(int64_t t)
 {
-    return ps < STEP_MAX_PS ? (int64_t)ps : STEP_MAX_PS;
+    return t < 1 ? 1 : t < STEP_MAX_PS ? t : STEP_MAX_PS;
 }
 
 static void init_linear(struct step_model *m, const struct step_params *p, double ps)
@@ -202,7 +203,7 @@ static int64_t linear_ps(const struct step_model *m, const struct step_batch *b)
         if (work > m->floor_ps)
             t += work - m->floor_ps;
     }
-    return cut_ps(t);
+    return t < STEP_MAX_PS ? (int64_t)t : STEP_MAX_PS;
 }
 
 /* ---- tables */
@@ -285,7 +286,7 @@ int64_t step_time_ps(const struct step_model *m, const struct step_batch *b)
     else
         t = step_prefill_ps(m, b->prefill_reqs, b->prefill_tok, b->prefill_ctx_tok) +
             step_decode_ps(m, b->decode_reqs, b->active_kv_tok, b->decode_ctx_tok, b->total_kv_tok);
-    return t > 0 ? t : 1;
+    return pass_ps(t);
 }
 
 /* ---- speculation */
