@@ -439,10 +439,14 @@ void engine_describe_batch(const struct engine *e, struct step_batch *b)
 
 /* ---- time */
 
+static int64_t slowed(const struct engine *e, int64_t ps)
+{
+    return e->slow == 1 ? ps : (int64_t)((double)ps * e->slow + 0.5);
+}
+
 static int64_t pass_time(const struct engine *e, const struct step_batch *b)
 {
-    int64_t t = step_time_ps(&e->c.step, b);
-    return e->slow == 1 ? t : (int64_t)((double)t * e->slow + 0.5);
+    return slowed(e, step_time_ps(&e->c.step, b));
 }
 
 static int64_t closed_sum(const struct engine *e, uint64_t n)
@@ -450,13 +454,120 @@ static int64_t closed_sum(const struct engine *e, uint64_t n)
     return (int64_t)n * e->step_a_ps + e->step_d_ps * (int64_t)(n * (n - 1) / 2);
 }
 
-static void decode_batch(const struct engine *e, struct step_batch *b)
+/* Blocks that n decode passes of the whole running batch take. */
+static uint64_t blocks_needed(const struct engine *e, uint64_t n)
 {
-    *b = (struct step_batch){.decode_reqs = e->n_running};
+    uint64_t need = 0;
+    for (uint32_t i = 0; i < e->n_running; i++) {
+        const struct seq *q = &e->seqs[e->running[i]];
+        need += blocks_for(e, q->computed + n) - q->hold.n_blocks;
+    }
+    return need;
+}
+
+/* The times of decode-only passes of the running batch, one after the other. */
+#define WALK_PASSES 64u
+
+struct walk {
+    struct step_batch b; /* of the next pass */
+    uint64_t done;       /* passes before it */
+    uint64_t n;          /* passes that walk_next gave: */
+    bool equal;          /* all take ps[0], else pass i takes ps[i] */
+    int64_t ps[WALK_PASSES];
+};
+
+/* The polynomial of DynoSim 1.4.2 looks at whole blocks: it changes only when one is taken. */
+static bool counts_blocks(const struct engine *e)
+{
+    return e->c.scheduler == SCHED_DYNOSIM && e->c.dynosim_version == DYNOSIM_1_4_2;
+}
+
+static void walk_start(const struct engine *e, struct walk *w)
+{
+    w->done = w->n = 0;
+    w->b = (struct step_batch){.decode_reqs = e->n_running,
+                               .total_kv_tok = (uint64_t)e->kv.usable * e->c.block_size};
     for (uint32_t i = 0; i < e->n_running; i++)
-        b->decode_ctx_tok += e->seqs[e->running[i]].computed + 1;
-    b->active_kv_tok = b->decode_ctx_tok;
-    b->total_kv_tok = (uint64_t)e->kv.usable * e->c.block_size;
+        w->b.decode_ctx_tok += e->seqs[e->running[i]].computed + 1;
+    w->b.active_kv_tok = w->b.decode_ctx_tok;
+    if (counts_blocks(e))
+        w->b.active_kv_tok = (e->kv.usable - kv_free_blocks(&e->kv) + blocks_needed(e, 1)) *
+                             (uint64_t)e->c.block_size;
+}
+
+/* Goes on to the next pass in which blocks are taken, at most `max` passes; they take equally long. */
+static void walk_block(const struct engine *e, struct walk *w, uint64_t max)
+{
+    uint32_t bs = e->c.block_size, taken = 0;
+    uint64_t n = max;
+    for (uint32_t i = 0; i < e->n_running; i++) {
+        uint64_t left = bs - (e->seqs[e->running[i]].computed + w->done) % bs;
+        if (left < n)
+            n = left;
+    }
+    for (uint32_t i = 0; i < e->n_running; i++) {
+        taken += (e->seqs[e->running[i]].computed + w->done + n) % bs == 0;
+    }
+    w->equal = true;
+    w->n = n;
+    w->ps[0] = pass_time(e, &w->b);
+    w->b.active_kv_tok += (uint64_t)taken * bs;
+}
+
+/* The next passes, at most max (>= 1). */
+static void walk_next(const struct engine *e, struct walk *w, uint64_t max)
+{
+    if (counts_blocks(e)) {
+        walk_block(e, w, max);
+    } else {
+        w->equal = false;
+        w->n = max < WALK_PASSES ? max : WALK_PASSES;
+        step_decode_run(&e->c.step, &w->b, w->b.decode_reqs, (uint32_t)w->n, w->ps);
+        for (uint32_t i = 0; e->slow != 1 && i < w->n; i++)
+            w->ps[i] = slowed(e, w->ps[i]);
+        w->b.active_kv_tok += w->n * w->b.decode_reqs;
+    }
+    w->b.decode_ctx_tok += w->n * w->b.decode_reqs;
+    w->done += w->n;
+}
+
+/* Smallest n in 1..max of the passes of a closed form so that the n-th ends at or after `until`. */
+static uint64_t closed_until(const struct engine *e, uint64_t max, int64_t until)
+{
+    int64_t span = until - e->start_ps;
+    uint64_t n = max;
+    if (closed_sum(e, max) > span && span < INT64_MAX / 4) {
+        /* d/2 n^2 + (a - d/2) n = span */
+        double a = (double)e->step_a_ps, d = (double)e->step_d_ps,
+               s = (double)(span > 0 ? span : 0);
+        double h = a - d / 2, x = d > 0 ? (__builtin_sqrt(h * h + 2 * d * s) - h) / d : s / a;
+        n = x < 1 ? 1 : x > (double)max ? max : (uint64_t)x;
+        while (n > 1 && closed_sum(e, n - 1) >= span)
+            n--;
+        while (n < max && closed_sum(e, n) < span)
+            n++;
+    }
+    return n;
+}
+
+/* Passes of w, at most w->n and at least one, so that the last ends at or after `until` if it can; t moves to
+ * its end. */
+static uint64_t walk_until(const struct walk *w, int64_t *t, int64_t until)
+{
+    uint64_t n = 0;
+    if (!w->equal) {
+        do
+            *t += w->ps[n++];
+        while (n < w->n && *t < until);
+        return n;
+    }
+    n = w->n;
+    int64_t span = until - *t;
+    if (span <= w->ps[0] || (uint64_t)(span / w->ps[0]) < n) {
+        n = span <= 0 ? 1 : (uint64_t)((span - 1) / w->ps[0] + 1);
+    }
+    *t += (int64_t)n * w->ps[0];
+    return n;
 }
 
 /* Smallest n in 1..max of the planned passes so that the n-th ends at or after `until`; *end is when. */
@@ -464,30 +575,17 @@ static uint64_t passes_until(const struct engine *e, uint64_t max, int64_t until
 {
     uint64_t n = 0;
     if (e->closed_form) {
-        int64_t span = until - e->start_ps;
-        n = max;
-        if (closed_sum(e, max) > span && span < INT64_MAX / 4) {
-            /* d/2 n^2 + (a - d/2) n = span */
-            double a = (double)e->step_a_ps, d = (double)e->step_d_ps,
-                   s = (double)(span > 0 ? span : 0);
-            double h = a - d / 2, x = d > 0 ? (__builtin_sqrt(h * h + 2 * d * s) - h) / d : s / a;
-            n = x < 1 ? 1 : x > (double)max ? max : (uint64_t)x;
-            while (n > 1 && closed_sum(e, n - 1) >= span)
-                n--;
-            while (n < max && closed_sum(e, n) < span)
-                n++;
-        }
+        n = closed_until(e, max, until);
         *end = e->start_ps + closed_sum(e, n);
         return n;
     }
-    struct step_batch b;
-    decode_batch(e, &b);
+    struct walk w;
+    walk_start(e, &w);
     int64_t t = e->start_ps;
     do {
-        t += pass_time(e, &b);
-        b.decode_ctx_tok += b.decode_reqs;
-        b.active_kv_tok += b.decode_reqs;
-    } while (++n < max && t < until);
+        walk_next(e, &w, max - n);
+        n += walk_until(&w, &t, until);
+    } while (n < max && t < until);
     *end = t;
     return n;
 }
@@ -501,22 +599,11 @@ static void cut(struct engine *e, int64_t now)
 /* Most passes taken together: keeps sums of step times inside 64 bits. */
 #define MAX_SKIP (UINT64_C(1) << 18)
 
-/* Blocks that n decode passes of the whole running batch take. */
-static uint64_t blocks_needed(const struct engine *e, uint64_t n)
-{
-    uint64_t need = 0;
-    for (uint32_t i = 0; i < e->n_running; i++) {
-        const struct seq *q = &e->seqs[e->running[i]];
-        need += blocks_for(e, q->computed + n) - q->hold.n_blocks;
-    }
-    return need;
-}
-
 /* How many decode-only passes can be taken without the scheduler having anything to decide; 0: ask it. */
 static uint64_t skippable(const struct engine *e)
 {
     if (e->stepping || e->tracing || !e->all_decode || !e->n_running || e->c.step.spec_gamma ||
-        e->n_running > e->c.max_num_batched_tokens || e->c.scheduler == SCHED_DYNOSIM)
+        e->n_running > e->c.max_num_batched_tokens)
         return 0;
     if (e->waiting.n && !(e->waiting_blocked && e->ops->waiting_stays(e)))
         return 0;
@@ -551,16 +638,15 @@ static uint64_t skippable(const struct engine *e)
 
 static void start_skip(struct engine *e, uint64_t n, int64_t horizon)
 {
-    struct step_batch b;
-    decode_batch(e, &b);
     e->closed_form = e->c.step.linear_decode && e->slow == 1;
     if (e->closed_form) {
-        e->step_a_ps = step_time_ps(&e->c.step, &b);
-        e->step_d_ps = e->c.step.k_ps * (int64_t)b.decode_reqs;
+        struct walk w;
+        walk_start(e, &w);
+        e->step_a_ps = step_time_ps(&e->c.step, &w.b);
+        e->step_d_ps = e->c.step.k_ps * (int64_t)w.b.decode_reqs;
     }
     e->skipping = e->in_pass = true;
     e->steps = passes_until(e, n, horizon, &e->end_ps);
-    e->first_token_ps = e->end_ps;
 }
 
 /* ---- asynchronous scheduling: while pass X runs, pass X + 1 is planned already, so that what came and what
@@ -619,10 +705,6 @@ static bool start_pass(struct engine *e)
     e->skipping = false;
     e->in_pass = true;
     e->end_ps = e->start_ps + pass_time(e, &b);
-    e->first_token_ps = e->end_ps;
-    if (e->c.scheduler == SCHED_DYNOSIM && e->c.dynosim_version == DYNOSIM_1_6_1)
-        e->first_token_ps = e->start_ps + step_prefill_ps(&e->c.step, b.prefill_reqs, b.prefill_tok,
-                                                          b.prefill_ctx_tok);
     return true;
 }
 
@@ -702,47 +784,75 @@ static void compact_running(struct engine *e)
     e->all_decode = all;
 }
 
-/* The gaps between the tokens of `m` passes taken together, the first left to requests that are not
- * on_time; `live` of the running requests get the last pass's token, the others were aborted in it. */
-static void skip_itl(struct engine *e, struct step_batch *b, uint64_t m, uint32_t on_time,
-                     uint32_t live)
+/* Adds the gaps of passes [from, to) as far as w's last group has them, each `weight` times. */
+static void group_gaps(struct engine *e, const struct walk *w, uint64_t from, uint64_t to,
+                       uint64_t weight)
 {
-    if (e->closed_form && on_time == live && live == e->n_running) {
-        hist_add_series(e->itl, e->step_a_ps, e->step_d_ps, m, live);
-    } else if (e->closed_form) {
-        hist_add(e->itl, e->step_a_ps, on_time);
-        if (m > 2)
-            hist_add_series(e->itl, e->step_a_ps + e->step_d_ps, e->step_d_ps, m - 2, e->n_running);
-        if (m > 1)
-            hist_add(e->itl, e->step_a_ps + (int64_t)(m - 1) * e->step_d_ps, live);
-    } else {
-        for (uint64_t i = 0; i < m; i++) {
-            hist_add(e->itl, pass_time(e, b), !i ? on_time : i < m - 1 ? e->n_running : live);
-            b->decode_ctx_tok += b->decode_reqs;
-            b->active_kv_tok += b->decode_reqs;
-        }
+    uint64_t start = w->done - w->n;
+    from = from > start ? from : start;
+    to = to < w->done ? to : w->done;
+    if (from >= to)
+        return;
+    if (w->equal)
+        hist_add_series(e->itl, w->ps[0], 0, to - from, weight);
+    else
+        hist_add_run(e->itl, w->ps + (from - start), (uint32_t)(to - from), weight);
+}
+
+/* The gaps between the tokens of `m` passes taken together, the first left to requests that are not
+ * on_time; `live` of the running requests get the last pass's token, the others were aborted in it. w has
+ * given its first passes, unless there is a closed form. */
+static void skip_itl(struct engine *e, struct walk *w, uint64_t m, uint32_t on_time, uint32_t live)
+{
+    bool uniform = on_time == live && live == e->n_running;
+    uint64_t first = uniform ? 0 : 1, last = uniform || m == 1 ? m : m - 1;
+    if (e->closed_form) {
+        int64_t a = e->step_a_ps, d = e->step_d_ps;
+        if (first)
+            hist_add(e->itl, a, on_time);
+        hist_add_series(e->itl, a + (int64_t)first * d, d, last - first, e->n_running);
+        if (last < m)
+            hist_add(e->itl, a + (int64_t)last * d, live);
+        return;
+    }
+    for (;;) {
+        group_gaps(e, w, 0, first, on_time);
+        group_gaps(e, w, first, last, e->n_running);
+        group_gaps(e, w, last, m, live);
+        if (w->done == m)
+            return;
+        walk_next(e, w, m - w->done);
     }
 }
 
 static void end_skip(struct engine *e)
 {
     uint64_t m = e->steps;
+    int64_t first_ps = e->step_a_ps;
     uint32_t on_time = 0, live = 0;
-    struct step_batch b;
-    decode_batch(e, &b);
-    int64_t first = e->closed_form ? e->step_a_ps : pass_time(e, &b);
+    struct walk w;
+    if (!e->closed_form) {
+        walk_start(e, &w);
+        walk_next(e, &w, m);
+        first_ps = w.ps[0];
+    }
+    for (uint32_t i = 0; i < e->n_running; i++) {
+        const struct seq *q = &e->seqs[e->running[i]];
+        live += !q->aborted;
+        if (!e->itl || (m == 1 && q->aborted))
+            continue;
+        if (q->last_token_ps == e->start_ps)
+            on_time++;
+        else
+            hist_add(e->itl, e->start_ps + first_ps - q->last_token_ps, 1);
+    }
+    if (e->itl)
+        skip_itl(e, &w, m, on_time, live);
     for (uint32_t i = 0; i < e->n_running; i++) {
         uint32_t slot = e->running[i];
         struct seq *q = &e->seqs[slot];
-        live += !q->aborted;
-        if (e->itl && (m > 1 || !q->aborted)) {
-            if (q->last_token_ps == e->start_ps)
-                on_time++;
-            else
-                hist_add(e->itl, e->start_ps + first - q->last_token_ps, 1);
-        }
         if (q->out == 1)
-            q->rec.second_token_ps = e->start_ps + first;
+            q->rec.second_token_ps = e->start_ps + first_ps;
         q->computed += (uint32_t)m;
         q->out += (uint32_t)m;
         q->last_token_ps = e->end_ps;
@@ -752,8 +862,6 @@ static void end_skip(struct engine *e)
         if (e->kv.caching && q->computed / e->c.block_size > q->hold.n_named)
             kv_name(&e->kv, &q->spec, &q->hold, q->computed / e->c.block_size);
     }
-    if (e->itl)
-        skip_itl(e, &b, m, on_time, live);
     e->stats.passes += m;
     e->stats.output_tok += (m - 1) * e->n_running + live;
     if (e->ops->skipped)
@@ -794,10 +902,10 @@ static void end_item(struct engine *e, const struct batch_item *it)
     if (q->computed < seq_tokens(q))
         return;
     if (q->flags & ENGINE_PREFILL_ONLY) {
-        q->rec.end_ps = e->first_token_ps;
+        q->rec.end_ps = e->end_ps;
         q->state = SEQ_HELD;
         e->n_held++;
-        emit(e, ENGINE_EV_PREFILL_DONE, e->first_token_ps, it->slot);
+        emit(e, ENGINE_EV_PREFILL_DONE, e->end_ps, it->slot);
         return;
     }
     uint32_t n = 1;
@@ -807,7 +915,7 @@ static void end_item(struct engine *e, const struct batch_item *it)
         n = n < left ? n : left;
         q->computed += n - 1;
     }
-    token_out(e, q, it->slot, n, it->decode ? e->end_ps : e->first_token_ps);
+    token_out(e, q, it->slot, n, e->end_ps);
     if (q->out == q->spec.output_tok)
         finish(e, it->slot, q->last_token_ps);
 }
@@ -928,7 +1036,7 @@ uint32_t engine_step_begin(struct engine *e, int64_t now, const struct engine_ba
     plan(e);
     e->in_pass = true;
     e->skipping = false;
-    e->end_ps = e->first_token_ps = now;
+    e->end_ps = now;
     MEM_GROW(e->trace_batch, e->trace_cap, e->n_batch + 1);
     for (uint32_t i = 0; i < e->n_batch; i++) {
         const struct seq *q = &e->seqs[e->batch[i].slot];
@@ -947,6 +1055,6 @@ uint32_t engine_step_list(const struct engine *e, enum engine_step_list which,
 
 void engine_step_end(struct engine *e, int64_t now)
 {
-    e->end_ps = e->first_token_ps = now;
+    e->end_ps = now;
     end_pass(e);
 }

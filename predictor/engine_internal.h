@@ -72,9 +72,8 @@ struct engine {
     struct batch_item *batch;
     uint32_t n_batch, batch_cap;
     bool in_pass, skipping;
-    int64_t start_ps, end_ps,
-        first_token_ps; /* first tokens of prompts come then (== end_ps unless dynosim 1.6.1) */
-    uint64_t steps;     /* skipping: how many */
+    int64_t start_ps, end_ps;
+    uint64_t steps;               /* skipping: how many */
     int64_t step_a_ps, step_d_ps; /* skipping with a closed form: pass i takes a + i*d */
     bool closed_form;
 

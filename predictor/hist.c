@@ -17,6 +17,7 @@
 #include "predictor/hist.h"
 
 #include <assert.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -259,6 +260,56 @@ void hist_add_series(struct hist *h, int64_t first_ps, int64_t step_ps, uint64_t
         series_moments(h, first, step, part, weight);
         first += part * step;
         n -= part;
+    }
+}
+
+/* So many values below RUN_LIMIT (40 hours) sum up to less than 2^64, their squares to less than 2^128. */
+#define RUN_PART 128u
+#define RUN_LIMIT (INT64_C(1) << 57)
+
+/* Whether all values are 0..RUN_LIMIT; *low and *high are the least and the greatest. */
+static bool run_range(const int64_t *v, uint32_t n, int64_t *low, int64_t *high)
+{
+    *low = *high = v[0];
+    for (uint32_t i = 1; i < n; i++) {
+        *low = v[i] < *low ? v[i] : *low;
+        *high = v[i] > *high ? v[i] : *high;
+    }
+    return *low >= 0 && *high < RUN_LIMIT;
+}
+
+static void run_part(struct hist *h, const int64_t *v, uint32_t n, uint64_t weight)
+{
+    u128 squares = 0;
+    uint64_t sum = 0;
+    for (uint32_t i = 0, same; i < n; i += same) {
+        unsigned shift = shift_of((uint64_t)v[i]);
+        uint64_t top = (uint64_t)v[i] >> shift;
+        for (same = 0; i + same < n && (uint64_t)v[i + same] >> shift == top; same++) {
+            uint64_t x = (uint64_t)v[i + same];
+            sum += x;
+            squares += (u128)x * x;
+        }
+        bucket_add(h, shift * SUB + (uint32_t)top, same * weight);
+    }
+    h->sum += (u128)sum * weight;
+    h->count += n * weight;
+    struct wide sq = wide_mul(wide_from(squares), weight);
+    wide_add(&h->squares, &sq);
+}
+
+void hist_add_run(struct hist *h, const int64_t *values_ps, uint32_t n, uint64_t weight)
+{
+    for (uint32_t i = 0; weight && i < n; i += RUN_PART) {
+        uint32_t part = n - i < RUN_PART ? n - i : RUN_PART;
+        int64_t low, high;
+        if (run_range(values_ps + i, part, &low, &high)) {
+            range_add(h, low, high);
+            run_part(h, values_ps + i, part, weight);
+            continue;
+        }
+        for (uint32_t k = i; k < i + part; k++)
+            hist_add(h, values_ps[k], weight);
     }
 }
 

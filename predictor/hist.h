@@ -27,6 +27,9 @@ void hist_add(struct hist *h, int64_t value_ps, uint64_t count);
 void hist_add_series(struct hist *h, int64_t first_ps, int64_t step_ps, uint64_t n,
                      uint64_t weight);
 
+/* The n values, each `weight` times: as n calls of hist_add, but quick where neighbours are alike. */
+void hist_add_run(struct hist *h, const int64_t *values_ps, uint32_t n, uint64_t weight);
+
 void hist_merge(struct hist *into, const struct hist *from);
 
 uint64_t hist_count(const struct hist *h);

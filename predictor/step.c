@@ -264,6 +264,14 @@ int64_t step_prefill_ps(const struct step_model *m, uint32_t reqs, uint64_t new_
     return to_ps((m->prefill_c[0] * t + m->prefill_c[1]) * t + m->prefill_c[2]);
 }
 
+static inline int64_t polynomial_decode_ps(const struct step_model *m, uint64_t kv_tok,
+                                           double total_kv_tok)
+{
+    double kv = (double)(int64_t)kv_tok, u = kv < total_kv_tok ? kv / total_kv_tok : 1;
+    double t = (m->decode_c[0] * u + m->decode_c[1]) * u + m->decode_c[2];
+    return to_ps(t > m->decode_min_ps ? t : m->decode_min_ps);
+}
+
 int64_t step_decode_ps(const struct step_model *m, uint32_t reqs, uint64_t active_kv_tok,
                        uint64_t ctx_tok, uint64_t total_kv_tok)
 {
@@ -271,9 +279,7 @@ int64_t step_decode_ps(const struct step_model *m, uint32_t reqs, uint64_t activ
         return 0;
     if (m->form == STEP_TABLE)
         return table_decode_ps(m, (double)active_kv_tok, (double)ctx_tok / reqs) + m->draft_ps;
-    double u = active_kv_tok < total_kv_tok ? (double)active_kv_tok / (double)total_kv_tok : 1;
-    double t = (m->decode_c[0] * u + m->decode_c[1]) * u + m->decode_c[2];
-    return to_ps(t > m->decode_min_ps ? t : m->decode_min_ps) + m->draft_ps;
+    return polynomial_decode_ps(m, active_kv_tok, (double)total_kv_tok) + m->draft_ps;
 }
 
 int64_t step_time_ps(const struct step_model *m, const struct step_batch *b)
@@ -287,6 +293,26 @@ int64_t step_time_ps(const struct step_model *m, const struct step_batch *b)
         t = step_prefill_ps(m, b->prefill_reqs, b->prefill_tok, b->prefill_ctx_tok) +
             step_decode_ps(m, b->decode_reqs, b->active_kv_tok, b->decode_ctx_tok, b->total_kv_tok);
     return pass_ps(t);
+}
+
+void step_decode_run(const struct step_model *m, const struct step_batch *b, uint64_t grow_kv_tok,
+                     uint32_t n, int64_t *ps)
+{
+    if (m->form != STEP_POLYNOMIAL || !b->decode_reqs) {
+        struct step_batch at = *b;
+        for (uint32_t i = 0; i < n; i++) {
+            ps[i] = step_time_ps(m, &at);
+            at.decode_ctx_tok += at.decode_reqs;
+            at.active_kv_tok += grow_kv_tok;
+        }
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        int64_t t =
+            polynomial_decode_ps(m, b->active_kv_tok + i * grow_kv_tok, (double)b->total_kv_tok) +
+            m->draft_ps;
+        ps[i] = t > 0 ? t : 1;
+    }
 }
 
 /* ---- speculation */

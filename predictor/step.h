@@ -102,6 +102,11 @@ int64_t step_prefill_ps(const struct step_model *m, uint32_t reqs, uint64_t new_
 int64_t step_decode_ps(const struct step_model *m, uint32_t reqs, uint64_t active_kv_tok,
                        uint64_t ctx_tok, uint64_t total_kv_tok);
 
+/* Times of n iterations that only decode and follow one another from b on: each adds one token to every
+ * request's context, and grow_kv_tok to active_kv_tok. The same bits as n calls of step_time_ps. */
+void step_decode_run(const struct step_model *m, const struct step_batch *b, uint64_t grow_kv_tok,
+                     uint32_t n, int64_t *ps);
+
 /* Expected tokens that one speculative step yields, 1 + a1 + a1*a2 + ... (1 without speculation). */
 double step_spec_expected_tok(const struct step_model *m);
 

@@ -619,8 +619,8 @@ static void test_dynamo_knobs(void **unused)
     clear(&b);
 }
 
-/* Requests in flight: distinct blocks count once. A prompt of 100 tokens has 6 named blocks and one
- * partial. */
+/* Requests in flight: distinct blocks count once. A prompt of 100 tokens has 6 whole blocks; the rest of it
+ * does not count. */
 static void test_dynamo_book(void **unused)
 {
     struct bed b;
@@ -633,27 +633,29 @@ static void test_dynamo_book(void **unused)
     assert_true(b.ops->request_bytes <= sizeof first);
 
     dispatched(&b, 0, first);
-    /* Again the same prompt: 0: 7 + (7 - 6) = 8, 1: 7 */
-    assert_int_equal(pick(&b), 1);
-    b.prefill_tok[1] = 16; /* one block more, of prefill: a tie at 8 + prefill */
-    ASSERT_UNIFORM(&b, 0, 1);
-    b.prefill_tok[1] = 17;
+    ASSERT_UNIFORM(&b, 0, 1); /* the same prompt again: 6 on either */
+    b.prefill_tok[1] = 1;
     assert_int_equal(pick(&b), 0);
-    dispatched(&b, 0, second); /* on 0: 6 shared + 2 partial */
-    /* A prompt of its own, 7 new blocks: 0: 8 + 7 = 15, 1: 7 and 8 of prefill: a tie */
+    b.prefill_tok[1] = 0;
+    dispatched(&b, 0, second); /* adds nothing to 0 */
+    /* A prompt of its own, 6 new blocks: 0: 6 + 6, 1: 6 and 6 of prefill: a tie */
     set_keys(&b, 2000, 7);
-    b.prefill_tok[1] = 128;
+    b.prefill_tok[1] = 96;
     ASSERT_UNIFORM(&b, 0, 1);
-    dispatched(&b, 1, other); /* 1: 7 */
+    b.prefill_tok[1] = 0;
+    dispatched(&b, 1, other);
+    assert_int_equal(pick(&b), 1); /* 0: 6 + 6, 1: 6 */
     b.ops->left(b.state, &b.v, &b.req, 1, other);
 
     set_keys(&b, 1000, 7);
-    b.ops->left(b.state, &b.v, &b.req, 0, first); /* its shared blocks stay: 7 on 0 */
+    b.ops->left(b.state, &b.v, &b.req, 0, first); /* its blocks stay: second has them too */
     b.ops->left(b.state, &b.v, &b.req, 0, first); /* once only */
-    b.prefill_tok[1] = 16;                        /* 0: 7 + 1, 1: 7 + 1 */
+    set_keys(&b, 2000, 7);
+    b.prefill_tok[1] = 96; /* 0: 6 + 6, 1: 6 + 6 */
     ASSERT_UNIFORM(&b, 0, 1);
+    set_keys(&b, 1000, 7);
     b.ops->left(b.state, &b.v, &b.req, 0, second);
-    b.prefill_tok[1] = 0; /* nothing is in flight: 7 each */
+    b.prefill_tok[1] = 0; /* nothing is in flight: 6 each */
     ASSERT_UNIFORM(&b, 0, 1);
     clear(&b);
 }
@@ -720,11 +722,11 @@ static void test_dynamo_legs(void **unused)
     dispatched(&b, 1, request);
     assert_int_equal(pick(&b), 0);
     dispatched(&b, 0, again);
-    ASSERT_UNIFORM(&b, 0, 1);   /* 14 each */
-    dispatched(&b, 0, third);   /* the same blocks again count again: 21 on 0 */
-    b.config[1].block_size = 5; /* 7 + 20 */
+    ASSERT_UNIFORM(&b, 0, 1);   /* 12 each */
+    dispatched(&b, 0, third);   /* the same blocks again count again: 18 on 0 */
+    b.config[1].block_size = 5; /* 6 + 20 */
     assert_int_equal(pick(&b), 0);
-    b.config[1].block_size = 8; /* 7 + 13 */
+    b.config[1].block_size = 8; /* 6 + 12 */
     assert_int_equal(pick(&b), 1);
     b.config[1].block_size = 16;
     b.q.leg = POLICY_PREFILL; /* blocks in flight mean nothing here: 0 against 68.75 */
@@ -758,8 +760,9 @@ static void test_dynamo_worker_down(void **unused)
     ASSERT_UNIFORM(&b, 0, 1);
     dispatched(&b, 0, fresh);
     b.ops->left(b.state, &b.v, &b.req, 0, lost);
-    b.prefill_tok[1] = 16;
-    ASSERT_UNIFORM(&b, 0, 1); /* 0: 7 + 1 */
+    set_keys(&b, 2000, 7);
+    b.prefill_tok[1] = 96;
+    ASSERT_UNIFORM(&b, 0, 1); /* 0: 6 + 6 */
     clear(&b);
 }
 

@@ -19,9 +19,9 @@
  * cost" 2.1), with its defaults; generated blocks are not counted (track-output-blocks false).
  *
  * The book of blocks in flight is a prefix_index of its own, with a reference for each request
- * and block. Whole blocks inside the prompt that the request's keys reach have names; the partial
- * last block and those without a key are counted alone. One walk down the request finds, for all
- * workers of a block size, how many leading blocks are held already.
+ * and block. Whole blocks inside the prompt count (the source hashes no others): those that the
+ * request's keys reach have names, those without a key are counted alone. One walk down the request
+ * finds, for all workers of a block size, how many leading blocks are held already.
  *
  * Simplified: one tier, so no credit for host, disk or shared caches; no taints; each worker's
  * own block size; decay's request_blocks is prompt / block_size, not rounded up.
@@ -102,7 +102,7 @@ static int init(void *state, const double *param, uint32_t n_workers)
 
 static uint32_t prompt_blocks(const struct core_request *r, uint32_t block_size)
 {
-    return r->prompt_tok / block_size + (r->prompt_tok % block_size != 0);
+    return r->prompt_tok / block_size;
 }
 
 static uint32_t named_blocks(const struct core_request *r, uint32_t block_size)
