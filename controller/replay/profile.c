@@ -1,3 +1,4 @@
+/* profile.c - see profile.h. */
 #include "controller/replay/profile.h"
 
 #include <dirent.h>

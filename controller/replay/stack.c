@@ -1,3 +1,4 @@
+/* stack.c - see stack.h. */
 #include "controller/replay/stack.h"
 
 #include <assert.h>
