@@ -1,55 +1,11 @@
-/* cluster.c - see cluster.h. */
-#include "predictor/cluster.h"
+/* cluster.c - see cluster.h. Requests and their KV are in transfer.c; here are workers, faults and time. */
+#include "predictor/cluster_internal.h"
 
-#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "predictor/fair_share.h"
 #include "predictor/mem.h"
 #include "predictor/rng.h"
-
-#define NO_WORKER UINT32_MAX
-
-enum worker_state { WORKER_DOWN, WORKER_STARTING, WORKER_UP };
-
-struct worker {
-    struct engine *engine;
-    struct worker_config config;
-    enum worker_state state;
-    int64_t ready_ps; /* STARTING: when it will be up */
-    int64_t up_since_ps, up_total_ps;
-    struct fair_share uplink; /* KV leaves through it; only workers that prefill have one */
-    bool has_uplink, touched;
-    int64_t next_ps; /* key in the heap */
-    uint32_t heap_pos;
-};
-
-/* Where a request is. */
-struct leg {
-    uint32_t worker, slot; /* of the engine that works on it now, or holds its KV */
-    uint32_t to;           /* decode worker, while KV is on its way */
-    uint32_t transfer;     /* in worker's uplink */
-    bool live, moving, held, tokens_out;
-    int64_t lease_ps;
-    struct request_spec spec; /* while moving */
-};
-
-struct cluster {
-    struct cluster_options opt;
-    struct worker *workers;
-    uint32_t n_workers;
-    uint32_t *heap, n_heap; /* workers by next_ps, then number */
-    struct leg *legs;
-    uint32_t legs_cap;
-    uint32_t *touched, n_touched;
-    struct fault *faults;
-    uint32_t n_faults, next_fault;
-    uint32_t n_held; /* legs whose lease may run out */
-
-    struct cluster_event *events;
-    uint32_t events_head, n_events, events_cap;
-};
 
 /* ---- heap of workers */
 
@@ -96,7 +52,7 @@ static int64_t worker_next(const struct worker *w)
     return t;
 }
 
-static void reschedule(struct cluster *c, uint32_t w)
+void cluster_reschedule(struct cluster *c, uint32_t w)
 {
     if (c->opt.lazy)
         return;
@@ -104,11 +60,12 @@ static void reschedule(struct cluster *c, uint32_t w)
     heap_fix(c, w);
 }
 
-static void touch(struct cluster *c, uint32_t w)
+void cluster_touch(struct cluster *c, uint32_t w)
 {
     if (c->workers[w].touched || c->opt.lazy)
         return;
     c->workers[w].touched = true;
+    MEM_GROW(c->touched, c->touched_cap, c->n_touched + 1);
     c->touched[c->n_touched++] = w;
 }
 
@@ -126,7 +83,7 @@ static int init_worker(struct cluster *c, uint32_t i, const struct worker_config
     engine_want_first_tokens(w->engine, c->opt.first_tokens);
     engine_log_cache(w->engine, c->opt.on_cache != NULL);
     w->state = wc->starts_up ? WORKER_UP : WORKER_DOWN;
-    w->next_ps = PS_NEVER;
+    w->next_ps = PS_NEVER; /* held_since_ps: 0 */
     heap_set(c, i, i);
     c->n_heap++;
     if (wc->engine.role != ROLE_PREFILL)
@@ -145,8 +102,7 @@ struct cluster *cluster_new(const struct worker_config *workers, uint32_t n,
     c->opt = *opt;
     c->workers = calloc(n ? n : 1, sizeof *c->workers);
     c->heap = calloc(n ? n : 1, sizeof *c->heap);
-    c->touched = calloc(n ? n : 1, sizeof *c->touched);
-    if (!c->workers || !c->heap || !c->touched)
+    if (!c->workers || !c->heap)
         goto fail;
     for (; c->n_workers < n; c->n_workers++) {
         if (init_worker(c, c->n_workers, &workers[c->n_workers])) {
@@ -173,6 +129,7 @@ void cluster_free(struct cluster *c)
     free(c->heap);
     free(c->touched);
     free(c->legs);
+    free(c->leases);
     free(c->faults);
     free(c->events);
     free(c);
@@ -180,6 +137,14 @@ void cluster_free(struct cluster *c)
 
 int cluster_add_faults(struct cluster *c, const struct fault *faults, uint32_t n)
 {
+    for (uint32_t i = 0; i < n; i++) {
+        if (i && faults[i].at_ps < faults[i - 1].at_ps)
+            return WEIR_E_INVALID;
+        if (faults[i].worker != UINT32_MAX && faults[i].worker >= c->n_workers)
+            return WEIR_E_INVALID;
+        if (faults[i].kind == FAULT_SLOW && !(faults[i].factor > 0))
+            return WEIR_E_INVALID;
+    }
     if (!n)
         return 0;
     struct fault *p = malloc(n * sizeof *p);
@@ -195,8 +160,8 @@ int cluster_add_faults(struct cluster *c, const struct fault *faults, uint32_t n
 
 /* ---- events out */
 
-static struct cluster_event *event_new(struct cluster *c, enum cluster_event_kind kind, int64_t at,
-                                       uint32_t worker, uint32_t handle)
+struct cluster_event *cluster_event_new(struct cluster *c, enum cluster_event_kind kind, int64_t at,
+                                        uint32_t worker, uint32_t handle)
 {
     if (c->events_head == c->n_events)
         c->events_head = c->n_events = 0;
@@ -214,150 +179,6 @@ bool cluster_poll(struct cluster *c, struct cluster_event *ev)
     return true;
 }
 
-static struct leg *leg_of(struct cluster *c, uint32_t handle)
-{
-    if (handle >= c->legs_cap) {
-        uint32_t old = c->legs_cap;
-        MEM_GROW(c->legs, c->legs_cap, handle + 1);
-        memset(&c->legs[old], 0, (c->legs_cap - old) * sizeof *c->legs);
-    }
-    return &c->legs[handle];
-}
-
-/* Moves an engine's events out. */
-static void collect(struct cluster *c, uint32_t w)
-{
-    struct engine *e = c->workers[w].engine;
-    uint32_t n;
-    const struct engine_event *in = engine_events(e, &n);
-    for (uint32_t i = 0; i < n; i++) {
-        struct leg *leg = &c->legs[in[i].handle];
-        enum cluster_event_kind kind = CLUSTER_EV_DONE;
-        if (in[i].kind == ENGINE_EV_FIRST_TOKEN) {
-            kind = CLUSTER_EV_FIRST_TOKEN;
-            leg->tokens_out = true;
-        } else if (in[i].kind == ENGINE_EV_PREFILL_DONE) {
-            kind = CLUSTER_EV_PREFILL_DONE;
-            leg->held = true;
-            if (c->opt.kv_lease_ps != PS_NEVER) {
-                leg->lease_ps = in[i].at_ps + c->opt.kv_lease_ps;
-                c->n_held++;
-            }
-        } else {
-            leg->live = false;
-        }
-        event_new(c, kind, in[i].at_ps, w, in[i].handle)->record = in[i].record;
-    }
-    engine_clear_events(e);
-}
-
-/* ---- requests */
-
-int cluster_submit(struct cluster *c, int64_t now, uint32_t worker, const struct request_spec *s,
-                   uint32_t handle, bool prefill_only)
-{
-    struct worker *w = &c->workers[worker];
-    if (worker >= c->n_workers || w->state != WORKER_UP)
-        return WEIR_E_STATE;
-    struct leg *leg = leg_of(c, handle);
-    if (c->opt.lazy) {
-        engine_run(w->engine, now);
-        collect(c, worker);
-    }
-    uint32_t slot;
-    int rc =
-        engine_submit(w->engine, now, s, handle, prefill_only ? ENGINE_PREFILL_ONLY : 0, &slot);
-    if (rc)
-        return rc;
-    *leg = (struct leg){.worker = worker, .slot = slot, .live = true};
-    touch(c, worker);
-    return 0;
-}
-
-/* The source's KV is free again. */
-static void release_source(struct cluster *c, int64_t now, struct leg *leg)
-{
-    if (leg->held && c->opt.kv_lease_ps != PS_NEVER)
-        c->n_held--;
-    leg->held = false;
-    engine_release(c->workers[leg->worker].engine, now, leg->slot);
-    touch(c, leg->worker);
-}
-
-static int enter_decode(struct cluster *c, int64_t now, uint32_t handle, uint32_t worker,
-                        const struct request_spec *s)
-{
-    struct leg *leg = &c->legs[handle];
-    uint32_t slot;
-    if (c->workers[worker].state != WORKER_UP)
-        return WEIR_E_STATE;
-    int rc = engine_submit(c->workers[worker].engine, now, s, handle, ENGINE_REMOTE_KV, &slot);
-    if (rc)
-        return rc;
-    *leg = (struct leg){.worker = worker, .slot = slot, .live = true};
-    touch(c, worker);
-    return 0;
-}
-
-int cluster_handoff(struct cluster *c, int64_t now, uint32_t worker, const struct request_spec *s,
-                    uint32_t handle)
-{
-    struct leg *leg = leg_of(c, handle);
-    if (!leg->live || !leg->held || worker >= c->n_workers || c->workers[worker].state != WORKER_UP)
-        return WEIR_E_STATE;
-    if (!engine_fits(c->workers[worker].engine, s))
-        return WEIR_E_TOO_LARGE;
-    struct worker *src = &c->workers[leg->worker];
-    uint64_t tok = s->prompt_tok;
-    if (c->opt.transfer == TRANSFER_DESTINATION_MISSING)
-        tok -= engine_cached_tok(c->workers[worker].engine, s);
-    leg->moving = true;
-    leg->to = worker;
-    leg->spec = *s;
-    leg->transfer =
-        fair_share_add(&src->uplink, now, tok * src->config.engine.kv_bytes_per_token, handle);
-    reschedule(c, leg->worker);
-    return 0;
-}
-
-/* A transfer out of worker w is complete. */
-static void arrive(struct cluster *c, int64_t now, uint32_t handle)
-{
-    struct leg *leg = &c->legs[handle];
-    struct request_spec spec = leg->spec;
-    uint32_t to = leg->to, from = leg->worker;
-    release_source(c, now, leg);
-    if (enter_decode(c, now, handle, to, &spec)) {
-        leg->live = false;
-        event_new(c, CLUSTER_EV_LOST, now, from, handle);
-    }
-}
-
-static void lose(struct cluster *c, int64_t now, uint32_t worker, uint32_t handle)
-{
-    struct leg *leg = &c->legs[handle];
-    leg->live = false;
-    event_new(c, CLUSTER_EV_LOST, now, worker, handle)->partial = leg->tokens_out;
-}
-
-void cluster_cancel(struct cluster *c, int64_t now, uint32_t handle)
-{
-    struct leg *leg = leg_of(c, handle);
-    if (!leg->live)
-        return;
-    struct worker *w = &c->workers[leg->worker];
-    leg->live = false;
-    if (leg->moving)
-        fair_share_cancel(&w->uplink, now, leg->transfer);
-    if (leg->held) {
-        release_source(c, now, leg);
-    } else {
-        engine_abort(w->engine, now, leg->slot);
-        touch(c, leg->worker);
-    }
-    reschedule(c, leg->worker);
-}
-
 /* ---- faults */
 
 struct kill_ctx {
@@ -369,42 +190,68 @@ struct kill_ctx {
 static void killed(void *ctx, uint32_t handle)
 {
     struct kill_ctx *k = ctx;
-    struct leg *leg = &k->c->legs[handle];
-    if (leg->moving)
-        fair_share_cancel(&k->c->workers[k->worker].uplink, k->now, leg->transfer);
-    if (leg->held && k->c->opt.kv_lease_ps != PS_NEVER)
-        k->c->n_held--;
-    lose(k->c, k->now, k->worker, handle);
+    transfer_lost(k->c, k->now, k->worker, handle);
 }
 
 static void take_down(struct cluster *c, int64_t now, uint32_t i)
 {
     struct worker *w = &c->workers[i];
+    bool ran = worker_runs(w);
     if (w->state == WORKER_DOWN)
         return;
-    if (w->state == WORKER_UP)
-        w->up_total_ps += now - w->up_since_ps;
+    w->held_total_ps += now - w->held_since_ps;
     w->state = WORKER_DOWN;
-    event_new(c, CLUSTER_EV_WORKER_DOWN, now, i, 0);
-    engine_kill(w->engine, now, killed, &(struct kill_ctx){c, now, i});
-    /* KV on its way to this worker has nowhere to go: it arrives, and is lost then (arrive) */
-    reschedule(c, i);
+    if (ran) {
+        cluster_event_new(c, CLUSTER_EV_WORKER_DOWN, now, i, 0);
+        engine_kill(w->engine, now, killed, &(struct kill_ctx){c, now, i});
+        transfer_worker_down(c, now, i);
+    }
+    cluster_reschedule(c, i);
+}
+
+void cluster_leave(struct cluster *c, int64_t now, uint32_t i)
+{
+    const struct worker *w = &c->workers[i];
+    if (w->state == WORKER_DRAINING && !w->n_inbound && engine_empty(w->engine))
+        take_down(c, now, i);
+}
+
+static void start_up(struct cluster *c, int64_t now, uint32_t i)
+{
+    struct worker *w = &c->workers[i];
+    if (w->state == WORKER_DRAINING) { /* still there: it stays */
+        w->state = WORKER_UP;
+        cluster_event_new(c, CLUSTER_EV_WORKER_UP, now, i, 0);
+    } else if (w->state == WORKER_DOWN) {
+        w->state = WORKER_STARTING;
+        w->held_since_ps = now;
+        w->ready_ps = now + w->config.startup_ps;
+        cluster_reschedule(c, i);
+    }
+}
+
+static void drain(struct cluster *c, int64_t now, uint32_t i)
+{
+    struct worker *w = &c->workers[i];
+    if (w->state == WORKER_STARTING) {
+        take_down(c, now, i);
+    } else if (w->state == WORKER_UP) {
+        w->state = WORKER_DRAINING;
+        cluster_event_new(c, CLUSTER_EV_WORKER_DRAIN, now, i, 0);
+        cluster_leave(c, now, i);
+    }
 }
 
 static void fault_one(struct cluster *c, const struct fault *f, uint32_t i)
 {
-    struct worker *w = &c->workers[i];
     switch (f->kind) {
     case FAULT_DOWN: take_down(c, f->at_ps, i); break;
-    case FAULT_UP:
-        if (w->state != WORKER_DOWN)
-            break;
-        w->state = WORKER_STARTING;
-        w->ready_ps = f->at_ps + w->config.startup_ps;
-        reschedule(c, i);
+    case FAULT_UP: start_up(c, f->at_ps, i); break;
+    case FAULT_SLOW:
+        engine_set_slow(c->workers[i].engine, f->at_ps, f->factor);
+        cluster_reschedule(c, i);
         break;
-    case FAULT_SLOW: engine_set_slow(w->engine, f->factor); break;
-    case FAULT_DRAIN: event_new(c, CLUSTER_EV_WORKER_DRAIN, f->at_ps, i, 0); break;
+    case FAULT_DRAIN: drain(c, f->at_ps, i); break;
     }
 }
 
@@ -421,57 +268,30 @@ static void apply_fault(struct cluster *c, const struct fault *f)
 
 /* ---- time */
 
-static int64_t lease_next(const struct cluster *c)
-{
-    int64_t t = PS_NEVER;
-    for (uint32_t i = 0; c->n_held && i < c->legs_cap; i++) {
-        if (c->legs[i].live && c->legs[i].held && c->legs[i].lease_ps < t)
-            t = c->legs[i].lease_ps;
-    }
-    return t;
-}
-
-static void lease_expire(struct cluster *c, int64_t now)
-{
-    for (uint32_t i = 0; c->n_held && i < c->legs_cap; i++) {
-        struct leg *leg = &c->legs[i];
-        if (!leg->live || !leg->held || leg->lease_ps > now)
-            continue;
-        uint32_t from = leg->worker;
-        if (leg->moving)
-            fair_share_cancel(&c->workers[from].uplink, now, leg->transfer);
-        release_source(c, now, leg);
-        lose(c, now, from, i);
-        reschedule(c, from);
-    }
-}
-
 int64_t cluster_next_ps(const struct cluster *c)
 {
     int64_t t = c->n_heap && !c->opt.lazy ? c->workers[c->heap[0]].next_ps : PS_NEVER;
     if (c->next_fault < c->n_faults && c->faults[c->next_fault].at_ps < t)
         t = c->faults[c->next_fault].at_ps;
-    int64_t l = lease_next(c);
+    int64_t l = transfer_lease_next(c);
     return l < t ? l : t;
 }
 
 static void advance_worker(struct cluster *c, uint32_t i, int64_t now)
 {
     struct worker *w = &c->workers[i];
-    uint32_t handle;
     if (w->state == WORKER_STARTING && w->ready_ps <= now) {
         w->state = WORKER_UP;
-        w->up_since_ps = now;
-        event_new(c, CLUSTER_EV_WORKER_UP, now, i, 0);
+        cluster_event_new(c, CLUSTER_EV_WORKER_UP, now, i, 0);
     }
-    if (w->state == WORKER_UP) {
+    if (worker_runs(w)) {
         engine_run(w->engine, now);
-        collect(c, i);
-        touch(c, i);
+        transfer_collect(c, i);
+        cluster_touch(c, i);
     }
-    while (w->has_uplink && fair_share_pop(&w->uplink, now, &handle))
-        arrive(c, now, handle);
-    reschedule(c, i);
+    transfer_arrivals(c, now, i);
+    cluster_leave(c, now, i);
+    cluster_reschedule(c, i);
 }
 
 void cluster_advance(struct cluster *c, int64_t until)
@@ -480,8 +300,7 @@ void cluster_advance(struct cluster *c, int64_t until)
         uint32_t w = c->heap[0];
         advance_worker(c, w, c->workers[w].next_ps);
     }
-    if (c->n_held)
-        lease_expire(c, until);
+    transfer_expire(c, until);
     while (c->next_fault < c->n_faults && c->faults[c->next_fault].at_ps <= until)
         apply_fault(c, &c->faults[c->next_fault++]);
 }
@@ -510,14 +329,17 @@ static void start_logged(struct cluster *c, uint32_t w, int64_t now)
 
 void cluster_start(struct cluster *c, int64_t now)
 {
-    for (uint32_t i = 0; i < c->n_touched; i++) {
+    for (uint32_t i = 0; i < c->n_touched; i++) { /* which may grow on the way */
         uint32_t w = c->touched[i];
         c->workers[w].touched = false;
-        if (c->workers[w].state == WORKER_UP && c->opt.on_cache)
-            start_logged(c, w, now);
-        else if (c->workers[w].state == WORKER_UP)
-            engine_start(c->workers[w].engine, now, PS_NEVER);
-        reschedule(c, w);
+        if (worker_runs(&c->workers[w])) {
+            if (c->opt.on_cache)
+                start_logged(c, w, now);
+            else
+                engine_start(c->workers[w].engine, now, PS_NEVER);
+            transfer_collect(c, w); /* blocks that were reserved */
+        }
+        cluster_reschedule(c, w);
     }
     c->n_touched = 0;
 }
@@ -526,7 +348,7 @@ void cluster_drain(struct cluster *c)
 {
     for (uint32_t i = 0; c->opt.lazy && i < c->n_workers; i++) {
         engine_run(c->workers[i].engine, PS_NEVER);
-        collect(c, i);
+        transfer_collect(c, i);
     }
 }
 
@@ -536,10 +358,10 @@ void cluster_wake(struct cluster *c, int64_t now)
         return;
     c->opt.lazy = false;
     for (uint32_t i = 0; i < c->n_workers; i++) {
-        if (c->workers[i].state == WORKER_UP)
+        if (worker_runs(&c->workers[i]))
             engine_run(c->workers[i].engine, now);
-        collect(c, i);
-        touch(c, i);
+        transfer_collect(c, i);
+        cluster_touch(c, i);
     }
 }
 
@@ -552,11 +374,11 @@ const struct engine *cluster_engine(const struct cluster *c, uint32_t worker)
 
 bool cluster_worker_up(const struct cluster *c, uint32_t worker)
 {
-    return c->workers[worker].state == WORKER_UP;
+    return worker_takes(&c->workers[worker]);
 }
 
-int64_t cluster_worker_up_ps(const struct cluster *c, uint32_t worker, int64_t now)
+int64_t cluster_worker_held_ps(const struct cluster *c, uint32_t worker, int64_t now)
 {
     const struct worker *w = &c->workers[worker];
-    return w->up_total_ps + (w->state == WORKER_UP ? now - w->up_since_ps : 0);
+    return w->held_total_ps + (w->state == WORKER_DOWN ? 0 : now - w->held_since_ps);
 }

@@ -29,10 +29,10 @@
 #define CLUSTER_DOMAIN_BYTES 96
 
 enum fault_kind {
-    FAULT_DOWN,  /* worker dies: all its requests and KV are lost */
-    FAULT_UP,    /* starts again (ready after its start-up time), with an empty cache */
-    FAULT_SLOW,  /* every step takes factor times as long, from now on (1 ends it) */
-    FAULT_DRAIN, /* no new requests */
+    FAULT_DOWN, /* worker dies: all its requests and KV are lost; also one that is starting */
+    FAULT_UP, /* starts again (ready after its start-up time), with an empty cache; one that drains stays */
+    FAULT_SLOW,  /* every step takes factor times as long, from the next one on (1 ends it) */
+    FAULT_DRAIN, /* no new requests; when the last one has left, so does the worker (WORKER_DOWN) */
 };
 
 struct fault {
@@ -44,13 +44,24 @@ struct fault {
     char domain[CLUSTER_DOMAIN_BYTES];
 };
 
-/* A prefill -> decode path: t0 + bytes / fair share of bandwidth among transfers in flight on it. */
+/* A prefill worker's uplink: latency + bytes / fair share of bandwidth among the transfers in flight on it. The
+ * receiving side is not a limit: a decode worker takes in as much as its senders send (their links are the
+ * narrow ones when each worker has a NIC of its own and transfers spread over decode workers). Transfers to
+ * one worker at once are then too fast by at most the number of senders. */
 struct link_config {
     double latency_ms;
     double bandwidth_gb_s; /* 0: no limit */
 };
 
+/* In which order a request gets its places (engine-model.md 1.6).
+ * Source first (vLLM, TensorRT-LLM): prefill; then a decode worker is chosen, the KV is moved there
+ * (cluster_handoff), and the request queues up for blocks.
+ * Destination first (SGLang: disaggregation's pre-allocation queue): it queues up at a decode worker for
+ * blocks; when it has them, the prefill worker gets it; the KV then has its place (cluster_submit_pair,
+ * then cluster_handoff). */
 enum handoff_mode { HANDOFF_SOURCE_FIRST, HANDOFF_DESTINATION_FIRST };
+/* Of the KV of the prompt: all is moved, or what the decode worker has not cached when the transfer begins
+ * (destination first: when the blocks are reserved). */
 enum transfer_mode { TRANSFER_FULL_PROMPT, TRANSFER_DESTINATION_MISSING };
 
 struct worker_config {
@@ -58,15 +69,15 @@ struct worker_config {
     int64_t startup_ps;
     char domain[CLUSTER_DOMAIN_BYTES]; /* failure-domain path, rack/node/gpu; may be empty */
     bool starts_up;                    /* ready at time 0 (else after an UP fault) */
-    uint32_t gpus;                     /* for GPU-hours: tp * pp * ... */
+    uint32_t gpus;                     /* for GPU-hours: tp * pp * ...; of all dp ranks */
     uint32_t pool;                     /* index into the stack's pools */
 };
 
 struct cluster_options {
     struct link_config link; /* one per prefill worker: its uplink */
-    enum handoff_mode handoff;
     enum transfer_mode transfer;
-    int64_t kv_lease_ps; /* PS_NEVER: none */
+    int64_t
+        kv_lease_ps; /* how long a prefill worker keeps KV that is not pulled; PS_NEVER: for ever */
     uint64_t seed;
     bool stepping; /* no fast-forward */
     bool lazy;
@@ -82,9 +93,10 @@ enum cluster_event_kind {
     CLUSTER_EV_FIRST_TOKEN,
     CLUSTER_EV_PREFILL_DONE, /* the prefill leg; KV waits on worker for cluster_handoff */
     CLUSTER_EV_DONE,
-    CLUSTER_EV_LOST, /* worker died, or the KV's lease ran out; partial: tokens had come out */
+    CLUSTER_EV_LOST, /* worker died, or the KV's lease ran out (then also a pull under way is cut off: to be
+                        planned anew); partial: tokens had come out */
     CLUSTER_EV_WORKER_UP,
-    CLUSTER_EV_WORKER_DOWN,
+    CLUSTER_EV_WORKER_DOWN, /* died, or was drained and has nothing left */
     CLUSTER_EV_WORKER_DRAIN,
 };
 
@@ -103,7 +115,8 @@ struct cluster *cluster_new(const struct worker_config *workers, uint32_t n,
                             const struct cluster_options *opt);
 void cluster_free(struct cluster *c);
 
-/* Faults to come, sorted by time; copied. 0 or WEIR_E_NOMEM. */
+/* Faults to come; copied. 0, WEIR_E_NOMEM or WEIR_E_INVALID (not sorted by time, no such worker, factor of
+ * FAULT_SLOW not above 0). */
 WEIR_NODISCARD int cluster_add_faults(struct cluster *c, const struct fault *faults, uint32_t n);
 
 /* Sends a request to a worker at time now. handle: the caller's number for it, dense. prefill_only: the
@@ -111,7 +124,13 @@ WEIR_NODISCARD int cluster_add_faults(struct cluster *c, const struct fault *fau
 WEIR_NODISCARD int cluster_submit(struct cluster *c, int64_t now, uint32_t worker,
                                   const struct request_spec *s, uint32_t handle, bool prefill_only);
 
-/* Pulls the KV of handle's finished prefill leg to `worker`, where it then decodes. */
+/* The prefill leg, destination first: `decode` reserves blocks for it, then `worker` gets it. Errors as above. */
+WEIR_NODISCARD int cluster_submit_pair(struct cluster *c, int64_t now, uint32_t worker,
+                                       uint32_t decode, const struct request_spec *s,
+                                       uint32_t handle);
+
+/* Pulls the KV of handle's finished prefill leg to `worker`, where it then decodes; blocks reserved on
+ * another one are given back. WEIR_E_STATE (no such KV, or the worker takes nothing), WEIR_E_TOO_LARGE. */
 WEIR_NODISCARD int cluster_handoff(struct cluster *c, int64_t now, uint32_t worker,
                                    const struct request_spec *s, uint32_t handle);
 
@@ -129,7 +148,7 @@ void cluster_wake(struct cluster *c, int64_t now);
 
 const struct engine *cluster_engine(const struct cluster *c, uint32_t worker);
 bool cluster_worker_up(const struct cluster *c, uint32_t worker);
-/* Time this worker has been ready, up to now. */
-int64_t cluster_worker_up_ps(const struct cluster *c, uint32_t worker, int64_t now);
+/* Time this worker has held its GPUs, up to now: from the beginning of its start-up until it is down. */
+int64_t cluster_worker_held_ps(const struct cluster *c, uint32_t worker, int64_t now);
 
 #endif

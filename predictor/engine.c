@@ -74,6 +74,15 @@ static bool deque_drop(struct deque *d, uint32_t v)
     return true;
 }
 
+void deque_insert_at(struct deque *d, uint32_t i, uint32_t v)
+{
+    deque_push_front(d, v);
+    uint32_t mask = d->cap - 1;
+    for (uint32_t j = 0; j < i; j++)
+        d->items[(d->head + j) & mask] = d->items[(d->head + j + 1) & mask];
+    d->items[(d->head + i) & mask] = v;
+}
+
 static int deque_copy(struct deque *dst, const struct deque *src)
 {
     if (dst->cap < src->cap) {
@@ -109,7 +118,7 @@ struct engine *engine_new(const struct engine_config *c, uint64_t seed)
         return NULL;
     }
     e->seqs_free = e->sgl_chunked = ENGINE_NO_SLOT;
-    e->slow = 1;
+    e->slow = e->slow_next = 1;
     e->ready = true;
     rng_init(&e->rng, seed);
     return e;
@@ -311,7 +320,12 @@ void engine_abort(struct engine *e, int64_t now, uint32_t slot)
     if (q->state == SEQ_WAITING) {
         if (!deque_drop(&e->waiting, slot))
             (void)deque_drop(&e->arriving, slot);
+        kv_release(&e->kv, &q->hold); /* it has some if its KV has come */
         seq_free(e, slot);
+    } else if (q->state == SEQ_ASIDE) {
+        kv_release(&e->kv, &q->hold);
+        seq_free(e, slot);
+        e->n_aside--;
     } else if (e->in_pass && (e->skipping || q->sched)) {
         q->aborted = true; /* the pass goes on with it and forgets it at its end */
     } else {
@@ -324,8 +338,11 @@ void engine_abort(struct engine *e, int64_t now, uint32_t slot)
     room_made(e);
 }
 
+static void settle(struct engine *e, int64_t now);
+
 void engine_kill(struct engine *e, int64_t now, void (*lost)(void *ctx, uint32_t handle), void *ctx)
 {
+    settle(e, now);
     for (uint32_t i = 0; i < e->seqs_used; i++) {
         struct seq *q = &e->seqs[i];
         if (q->state == SEQ_FREE)
@@ -337,7 +354,8 @@ void engine_kill(struct engine *e, int64_t now, void (*lost)(void *ctx, uint32_t
         seq_free(e, i);
     }
     kv_drop_cache(&e->kv);
-    e->n_running = e->waiting.n = e->arriving.n = e->n_leaving = e->n_held = e->n_batch = 0;
+    e->n_running = e->waiting.n = e->arriving.n = e->n_leaving = 0;
+    e->n_held = e->n_aside = e->n_batch = 0;
     e->in_pass = false;
     e->end_ps = now;
     e->sgl_chunked = ENGINE_NO_SLOT;
@@ -378,6 +396,52 @@ static void trace_add(struct engine *e, enum engine_step_list which, uint32_t ha
     e->trace_list[which][e->trace_n[which]++] = handle;
 }
 
+void engine_put_aside(struct engine *e, uint32_t waiting_index, const struct kv_match *m,
+                      uint32_t blocks)
+{
+    uint32_t slot = deque_at(&e->waiting, waiting_index);
+    struct seq *q = &e->seqs[slot];
+    deque_remove_at(&e->waiting, waiting_index);
+    if (m->blocks)
+        kv_attach(&e->kv, &q->spec, m->blocks, &q->hold);
+    kv_take(&e->kv, &q->hold, blocks - m->blocks);
+    q->state = SEQ_ASIDE;
+    q->cached_tok = m->blocks * e->c.block_size;
+    e->n_aside++;
+    if (q->flags & ENGINE_RESERVE) {
+        emit(e, ENGINE_EV_RESERVED, e->start_ps, slot);
+        e->events[e->n_events - 1].record.reused_tok = q->cached_tok;
+    }
+}
+
+/* A request that was put aside goes to the front of the queue, behind those that came back before it and
+ * arrived here earlier. */
+static void come_back(struct engine *e, uint32_t slot)
+{
+    struct seq *q = &e->seqs[slot];
+    uint32_t i = 0;
+    for (; i < e->waiting.n; i++) {
+        const struct seq *o = &e->seqs[deque_at(&e->waiting, i)];
+        if (!o->kv_came || o->order > q->order)
+            break;
+    }
+    deque_insert_at(&e->waiting, i, slot);
+    q->state = SEQ_WAITING;
+    q->kv_came = true;
+    e->n_aside--;
+    room_made(e);
+}
+
+void engine_arrived(struct engine *e, int64_t now, uint32_t slot)
+{
+    struct seq *q = &e->seqs[slot];
+    assert(q->state == SEQ_ASIDE && q->flags & ENGINE_RESERVE);
+    cut(e, now);
+    q->flags &= (uint8_t)~ENGINE_RESERVE;
+    q->computed = seq_tokens(q) - 1;
+    come_back(e, slot);
+}
+
 void engine_admit(struct engine *e, uint32_t waiting_index, uint32_t hit_blocks)
 {
     uint32_t slot = deque_at(&e->waiting, waiting_index);
@@ -386,9 +450,12 @@ void engine_admit(struct engine *e, uint32_t waiting_index, uint32_t hit_blocks)
     MEM_GROW(e->running, e->running_cap, e->n_running + 1);
     e->running[e->n_running++] = slot;
     q->state = SEQ_RUNNING;
-    if (hit_blocks)
-        kv_attach(&e->kv, &q->spec, hit_blocks, &q->hold);
-    q->computed = q->cached_tok = hit_blocks * e->c.block_size;
+    if (!q->kv_came) {
+        if (hit_blocks)
+            kv_attach(&e->kv, &q->spec, hit_blocks, &q->hold);
+        q->computed = q->cached_tok = hit_blocks * e->c.block_size;
+    }
+    q->kv_came = false;
     uint32_t reused = q->cached_tok < q->spec.prompt_tok ? q->cached_tok : q->spec.prompt_tok;
     if (q->rec.first_admit_ps < 0) {
         q->rec.first_admit_ps = e->start_ps;
@@ -714,6 +781,7 @@ void engine_start(struct engine *e, int64_t now, int64_t horizon)
     if (e->in_pass || (!e->n_running && !coming && (!e->waiting.n || !e->ready)))
         return;
     e->start_ps = now;
+    e->slow = e->slow_next;
     let_go(e, false);
     uint64_t n = skippable(e);
     if (n > 1)
@@ -934,6 +1002,20 @@ static void end_pass(struct engine *e)
     compact_running(e);
 }
 
+/* Of passes taken together, those happen that end by now. */
+static void settle(struct engine *e, int64_t now)
+{
+    int64_t end;
+    if (!e->in_pass || !e->skipping)
+        return;
+    uint64_t n = passes_until(e, e->steps, now, &end);
+    n -= end > now;
+    if (!n)
+        return;
+    e->steps = passes_until(e, n, PS_NEVER, &e->end_ps);
+    end_pass(e);
+}
+
 void engine_run(struct engine *e, int64_t until)
 {
     for (;;) {
@@ -965,15 +1047,21 @@ void engine_clear_events(struct engine *e)
     e->n_events = 0;
 }
 
-void engine_set_slow(struct engine *e, double factor)
+void engine_set_slow(struct engine *e, int64_t now, double factor)
 {
-    e->slow = factor;
+    cut(e, now);
+    e->slow_next = factor;
+}
+
+bool engine_empty(const struct engine *e)
+{
+    return !e->n_running && !e->waiting.n && !e->arriving.n && !e->n_held && !e->n_aside;
 }
 
 void engine_get_load(const struct engine *e, int64_t now, struct engine_load *out)
 {
     *out = (struct engine_load){.running = e->n_running,
-                                .waiting = e->waiting.n + e->arriving.n,
+                                .waiting = e->waiting.n + e->arriving.n + e->n_aside,
                                 .held = e->n_held,
                                 .kv_total_blocks = e->kv.usable};
     uint64_t used = e->kv.usable - kv_free_blocks(&e->kv);

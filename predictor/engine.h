@@ -29,6 +29,7 @@
 enum engine_event_kind {
     ENGINE_EV_FIRST_TOKEN,  /* only with engine_want_first_tokens */
     ENGINE_EV_PREFILL_DONE, /* ENGINE_PREFILL_ONLY: the KV stays until engine_release */
+    ENGINE_EV_RESERVED,     /* ENGINE_RESERVE: the blocks are there; record.reused_tok are cached */
     ENGINE_EV_DONE,         /* record is complete; the slot is gone */
 };
 
@@ -51,10 +52,15 @@ enum engine_submit_flags {
     ENGINE_PREFILL_ONLY = 1, /* stop when the prompt's KV is there */
     ENGINE_REMOTE_KV =
         2, /* the prompt's KV arrives with the request: only its last token is computed here */
+    ENGINE_RESERVE =
+        4, /* with ENGINE_REMOTE_KV: it does not arrive yet, but with engine_arrived. The request
+                           queues up for its blocks, and then waits for its KV; preempted after that, it is
+                           like any other */
 };
 
 struct engine_load {
-    uint32_t running, waiting, held; /* held: prefills whose KV waits to be pulled */
+    uint32_t running, waiting,
+        held; /* waiting: also for KV; held: prefills whose KV waits to be pulled */
     uint32_t kv_used_blocks, kv_total_blocks;
 };
 
@@ -78,8 +84,8 @@ void engine_set_stepping(struct engine *e, bool on);
 void engine_want_first_tokens(struct engine *e, bool on);
 /* Token gaps go there (NULL: nowhere). Borrowed. */
 void engine_set_itl(struct engine *e, struct hist *itl);
-/* Every step from the next one on takes factor times as long. */
-void engine_set_slow(struct engine *e, double factor);
+/* Every step that starts at or after now takes factor times as long. */
+void engine_set_slow(struct engine *e, int64_t now, double factor);
 
 /* As of time now. 0 and *slot, or WEIR_E_TOO_LARGE (can never fit: prompt + output, in blocks or against
  * max_model_len), WEIR_E_INVALID (zero prompt or output). s is copied, its keys are borrowed until the
@@ -89,6 +95,10 @@ WEIR_NODISCARD int engine_submit(struct engine *e, int64_t now, const struct req
 
 /* Whether engine_submit would refuse s as too large. */
 bool engine_fits(const struct engine *e, const struct request_spec *s);
+
+/* The KV of an ENGINE_RESERVE whose blocks are there (ENGINE_EV_RESERVED) has come: it runs as soon as it
+ * can, before what waits. */
+void engine_arrived(struct engine *e, int64_t now, uint32_t slot);
 
 /* The client left: running or waiting, it goes at the next pass boundary, without an event. Also for held
  * prefills (same as engine_release). */
@@ -104,6 +114,8 @@ void engine_run(struct engine *e, int64_t until);
 /* horizon: no need to plan beyond it (PS_NEVER: none). */
 void engine_start(struct engine *e, int64_t now, int64_t horizon);
 int64_t engine_next_ps(const struct engine *e); /* PS_NEVER: idle */
+/* Whether no request is there, in whatever state. */
+bool engine_empty(const struct engine *e);
 
 const struct engine_event *engine_events(const struct engine *e, uint32_t *n);
 void engine_clear_events(struct engine *e);

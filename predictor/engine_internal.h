@@ -6,8 +6,14 @@
 #include "predictor/kv.h"
 #include "predictor/rng.h"
 
-/* SEQ_LEAVING: finished, but the pass that starts now was planned before that was known (async_scheduling) */
-enum seq_state { SEQ_FREE, SEQ_WAITING, SEQ_RUNNING, SEQ_HELD, SEQ_LEAVING };
+enum seq_state {
+    SEQ_FREE,
+    SEQ_WAITING,
+    SEQ_ASIDE, /* its blocks are taken, its KV is on the way; neither waits nor runs */
+    SEQ_RUNNING,
+    SEQ_HELD,
+    SEQ_LEAVING, /* finished, but the pass that starts now was planned before that was known (async_scheduling) */
+};
 
 struct seq {
     struct request_spec spec;
@@ -16,6 +22,7 @@ struct seq {
     uint8_t state; /* enum seq_state */
     uint8_t flags; /* enum engine_submit_flags */
     bool preempted_before, aborted, extended_keys;
+    bool kv_came;        /* waiting: its KV came, and it holds all blocks that it needs to go on */
     uint32_t out;        /* tokens generated */
     uint32_t computed;   /* tokens whose KV is there (as of the last finished pass) */
     uint32_t sched;      /* tokens in the running pass */
@@ -62,7 +69,7 @@ struct engine {
     uint32_t seqs_used, seqs_cap, seqs_free;
     uint32_t *running, n_running, running_cap; /* in admission order */
     struct deque waiting;                      /* fcfs order; priority: order of arrival */
-    uint32_t n_held;
+    uint32_t n_held, n_aside;
     uint64_t order;
     /* async_scheduling: came since the last pass began; finished, with seat and blocks still taken */
     struct deque arriving;
@@ -87,7 +94,7 @@ struct engine {
     uint32_t sgl_chunked;     /* sglang: slot in the middle of its prompt, or ENGINE_NO_SLOT */
 
     bool stepping, want_first_tokens;
-    double slow;
+    double slow, slow_next; /* of the pass in flight; from the next one on */
     struct hist *itl;
     struct rng rng;
     struct engine_stats stats;
@@ -116,12 +123,36 @@ void deque_push_back(struct deque *d, uint32_t v);
 void deque_push_front(struct deque *d, uint32_t v);
 uint32_t deque_at(const struct deque *d, uint32_t i);
 void deque_remove_at(struct deque *d, uint32_t i);
+void deque_insert_at(struct deque *d, uint32_t i, uint32_t v);
 
 void engine_batch_add(struct engine *e, uint32_t slot, uint32_t n);
 /* Takes slot's work out of the batch again; returns its tokens (0: it was not in). */
 uint32_t engine_batch_drop(struct engine *e, uint32_t slot);
 
-/* waiting[i] -> running, with the first hit_blocks taken from the cache; counts the admission. */
+/* What `blocks` for a request take out of the free ones if it finds m cached. */
+static inline uint32_t engine_new_blocks(const struct kv_match *m, uint32_t blocks)
+{
+    return blocks - m->blocks + m->free_blocks;
+}
+
+/* Takes `blocks` for waiting[i], those of m from the cache, and puts it aside until its KV has come. */
+void engine_put_aside(struct engine *e, uint32_t waiting_index, const struct kv_match *m,
+                      uint32_t blocks);
+
+/* For a scheduler that has found room for waiting[i]: whether it does not run yet but waits for KV from
+ * elsewhere, with `blocks` taken. These must do until it generates, so that it can always go on when its KV
+ * has come; m: what it found cached. */
+static inline bool engine_defer(struct engine *e, uint32_t waiting_index, const struct kv_match *m,
+                                uint32_t blocks)
+{
+    if (!(e->seqs[deque_at(&e->waiting, waiting_index)].flags & ENGINE_RESERVE))
+        return false;
+    engine_put_aside(e, waiting_index, m, blocks);
+    return true;
+}
+
+/* waiting[i] -> running, with the first hit_blocks taken from the cache (none for one that has arrived);
+ * counts the admission. */
 void engine_admit(struct engine *e, uint32_t waiting_index, uint32_t hit_blocks);
 /* running[i] loses its KV and goes to the front of waiting. */
 void engine_preempt(struct engine *e, uint32_t running_index);

@@ -98,9 +98,12 @@ static double rem_total_tok(const struct engine *e, const struct budget *b)
     return free_tok(e) - b->reserved_tok - (double)b->promised_tok;
 }
 
-/* Cached pages a waiting request can use: prompt only, and never its last token. */
+/* Cached pages a waiting request can use: prompt only, and never its last token. One whose KV has come has
+ * its pages already. */
 static struct kv_match prefix_of(const struct engine *e, const struct seq *q)
 {
+    if (q->kv_came)
+        return (struct kv_match){seq_tokens(q) / e->c.block_size, 0};
     uint32_t tok = seq_tokens(q) - 1;
     if (tok > q->spec.prompt_tok)
         tok = q->spec.prompt_tok;
@@ -171,22 +174,30 @@ static uint32_t first_chunk(const struct engine *e, const struct budget *b, uint
     return n < left ? n : left;
 }
 
+static bool fits(const struct engine *e, const struct budget *b, const struct seq *q,
+                 const struct kv_match *m)
+{
+    if (e->n_running)
+        return (double)admission_tok(e, q, m) < rem_total_tok(e, b);
+    return q->kv_came ||
+           engine_new_blocks(m, blocks_for(e, seq_tokens(q))) <= kv_free_blocks(&e->kv);
+}
+
 /* Lets waiting[w] in. Returns whether the next one may be tried. */
 static bool admit_one(struct engine *e, struct budget *b, uint32_t w)
 {
     uint32_t slot = deque_at(&e->waiting, w);
     struct seq *q = &e->seqs[slot];
     uint32_t tok = seq_tokens(q);
-    bool remote = (q->flags & ENGINE_REMOTE_KV) && !q->preempted_before;
+    bool remote = (q->flags & ENGINE_REMOTE_KV) && !q->preempted_before && !q->kv_came;
     struct kv_match m = prefix_of(e, q);
-    bool fits = e->n_running
-                    ? (double)admission_tok(e, q, &m) < rem_total_tok(e, b)
-                    : blocks_for(e, tok) - m.blocks + m.free_blocks <= kv_free_blocks(&e->kv);
-    if (!fits) {
+    if (!fits(e, b, q, &m)) {
         e->waiting_blocked = true;
         return false;
     }
-    uint32_t left = remote ? 1 : tok - m.blocks * e->c.block_size;
+    if (!q->kv_came && engine_defer(e, w, &m, blocks_for(e, tok)))
+        return true;
+    uint32_t left = remote ? 1 : tok - (q->kv_came ? q->computed : m.blocks * e->c.block_size);
     if (e->n_batch && page_ceil(e, left) >= b->input_tok)
         return false;
     uint32_t n = first_chunk(e, b, left);

@@ -79,28 +79,42 @@ static struct kv_match prefix_of(const struct engine *e, const struct seq *q)
     return kv_lookup(&e->kv, &q->spec, (seq_tokens(q) - 1) / e->c.block_size);
 }
 
-/* Lets the first waiting request in. Returns whether it did. */
-static bool admit_one(struct engine *e, uint32_t *budget, uint32_t *unpromised)
+/* n tokens of the first waiting request join the pass. */
+static void enter(struct engine *e, uint32_t hit_blocks, uint32_t n, bool remote)
 {
     uint32_t slot = deque_at(&e->waiting, 0);
     struct seq *q = &e->seqs[slot];
-    uint32_t tok = seq_tokens(q);
-    bool remote = q->flags & ENGINE_REMOTE_KV;
-    struct kv_match m = prefix_of(e, q);
-    uint32_t left = remote ? 1 : tok - m.blocks * e->c.block_size;
-    uint32_t n = left < *budget ? left : *budget;
-    uint32_t needed = needed_blocks(e, q, &m);
-    if (needed > *unpromised) {
-        e->waiting_blocked = true;
-        return false;
-    }
-    if (!e->c.enable_chunked_prefill && n < left)
-        return false;
-    engine_admit(e, 0, m.blocks);
+    engine_admit(e, 0, hit_blocks);
     if (remote)
-        q->computed = tok - 1; /* the rest of the prompt's KV was pulled */
+        q->computed = seq_tokens(q) - 1; /* the rest of the prompt's KV was pulled */
     grow(e, q, n);
     engine_batch_add(e, slot, n);
+}
+
+/* Lets the first waiting request in. Returns whether it did. */
+static bool admit_one(struct engine *e, uint32_t *budget, uint32_t *unpromised)
+{
+    const struct seq *q = &e->seqs[deque_at(&e->waiting, 0)];
+    uint32_t tok = seq_tokens(q), needed = 0, left, n;
+    bool remote = (q->flags & ENGINE_REMOTE_KV) && !q->kv_came;
+    struct kv_match m = {0, 0};
+    if (!q->kv_came) {
+        m = prefix_of(e, q);
+        needed = needed_blocks(e, q, &m);
+        if (needed > *unpromised) {
+            e->waiting_blocked = true;
+            return false;
+        }
+        if (engine_defer(e, 0, &m, blocks_at_end(e, q))) {
+            *unpromised -= needed;
+            return true;
+        }
+    }
+    left = remote ? 1 : tok - (q->kv_came ? q->computed : m.blocks * e->c.block_size);
+    n = left < *budget ? left : *budget;
+    if (!e->c.enable_chunked_prefill && n < left)
+        return false;
+    enter(e, m.blocks, n, remote);
     *unpromised -= needed;
     *budget -= n;
     return true;

@@ -93,25 +93,39 @@ static bool schedule_running(struct engine *e, uint32_t *budget, uint32_t cap)
     return preempted;
 }
 
-static bool admit_one(struct engine *e, uint32_t *budget, uint32_t cap)
+/* n tokens of waiting[w] join the pass. */
+static void enter(struct engine *e, uint32_t w, uint32_t hit_blocks, uint32_t n, bool remote)
 {
-    uint32_t w = pick_waiting(e), slot = deque_at(&e->waiting, w);
+    uint32_t slot = deque_at(&e->waiting, w);
     struct seq *q = &e->seqs[slot];
-    uint32_t tok = seq_tokens(q), bs = e->c.block_size;
-    bool remote = (q->flags & ENGINE_REMOTE_KV) && !q->preempted_before;
-    struct kv_match m = kv_lookup(&e->kv, &q->spec, (tok - 1) / bs);
-    uint32_t n = chunk(remote ? 1 : tok - m.blocks * bs, cap, *budget);
-    if (!e->c.enable_chunked_prefill && n < tok - m.blocks * bs && !remote)
-        return false;
-    if (blocks_for(e, tok) - m.blocks + m.free_blocks > kv_free_blocks(&e->kv)) {
-        e->waiting_blocked = true;
-        return false;
-    }
-    engine_admit(e, w, m.blocks);
+    engine_admit(e, w, hit_blocks);
     if (remote)
-        q->computed = tok - 1; /* the rest of the prompt's KV was pulled */
+        q->computed = seq_tokens(q) - 1; /* the rest of the prompt's KV was pulled */
     grow(e, q, n);
     engine_batch_add(e, slot, n);
+}
+
+static bool admit_one(struct engine *e, uint32_t *budget, uint32_t cap)
+{
+    uint32_t w = pick_waiting(e);
+    const struct seq *q = &e->seqs[deque_at(&e->waiting, w)];
+    uint32_t tok = seq_tokens(q), bs = e->c.block_size, left, n;
+    bool remote = (q->flags & ENGINE_REMOTE_KV) && !q->preempted_before && !q->kv_came;
+    struct kv_match m = {0, 0};
+    if (!q->kv_came) {
+        m = kv_lookup(&e->kv, &q->spec, (tok - 1) / bs);
+        if (engine_new_blocks(&m, blocks_for(e, tok)) > kv_free_blocks(&e->kv)) {
+            e->waiting_blocked = true;
+            return false;
+        }
+        if (engine_defer(e, w, &m, blocks_for(e, tok)))
+            return true;
+    }
+    left = remote ? 1 : tok - (q->kv_came ? q->computed : m.blocks * bs);
+    n = chunk(left, cap, *budget);
+    if (!e->c.enable_chunked_prefill && n < left)
+        return false;
+    enter(e, w, m.blocks, n, remote);
     *budget -= n;
     return true;
 }

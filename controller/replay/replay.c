@@ -391,6 +391,9 @@ static void dispatch(struct replay *r, const struct core_command *cmd)
         l->out.worker = cmd->worker;
     if (cmd->kind == CORE_CMD_DISPATCH_DECODE)
         rc = cluster_handoff(r->cluster, r->now_ps, cmd->worker, &l->spec, cmd->request);
+    else if (prefill && cmd->peer != CORE_NO_WORKER)
+        rc = cluster_submit_pair(r->cluster, r->now_ps, cmd->worker, cmd->peer, &l->spec,
+                                 cmd->request);
     else
         rc = cluster_submit(r->cluster, r->now_ps, cmd->worker, &l->spec, cmd->request, prefill);
     if (rc)
@@ -743,7 +746,6 @@ static int build(struct replay *r)
     }
     r->needs = core_needs(r->core);
     struct cluster_options co = {.link = s->link,
-                                 .handoff = s->handoff,
                                  .transfer = s->transfer,
                                  .kv_lease_ps = s->kv_lease_ps,
                                  .seed = o->seed,
@@ -777,7 +779,8 @@ static void report_workers(struct replay *r, uint64_t *passes)
             engine_get_stats(cluster_engine(r->cluster, k), &st);
             struct report_worker w = {.pool = p,
                                       .busy_ps = st.busy_ps,
-                                      .up_ps = cluster_worker_up_ps(r->cluster, k, r->last_end_ps),
+                                      .up_ps =
+                                          cluster_worker_held_ps(r->cluster, k, r->last_end_ps),
                                       .requests = st.done,
                                       .prompt_tok = st.prompt_tok,
                                       .output_tok = st.output_tok,

@@ -1,0 +1,308 @@
+/* transfer.c - where each request is, and how its KV gets from a prefill to a decode worker; see cluster.h.
+ *
+ *   source first        prefill ... done, KV held | transfer ... | decode worker: queue, blocks, decode
+ *   destination first   decode worker: queue, blocks | prefill ... done | transfer ... | decode
+ */
+#include <assert.h>
+#include <string.h>
+
+#include "predictor/cluster_internal.h"
+#include "predictor/mem.h"
+
+static struct leg *leg_of(struct cluster *c, uint32_t handle)
+{
+    if (handle >= c->legs_cap) {
+        uint32_t old = c->legs_cap;
+        MEM_GROW(c->legs, c->legs_cap, handle + 1);
+        memset(&c->legs[old], 0, (c->legs_cap - old) * sizeof *c->legs);
+    }
+    return &c->legs[handle];
+}
+
+static struct engine *engine_of(struct cluster *c, uint32_t worker)
+{
+    return c->workers[worker].engine;
+}
+
+/* ---- leases */
+
+static bool lease_holds(const struct cluster *c, const struct lease *l)
+{
+    const struct leg *leg = &c->legs[l->handle];
+    return leg->live && leg->held && leg->lease_ps == l->at_ps;
+}
+
+/* Drops what need not be watched any more from the front of the queue. */
+static void lease_trim(struct cluster *c)
+{
+    while (c->n_leases && !lease_holds(c, &c->leases[c->leases_first])) {
+        c->leases_first = (c->leases_first + 1) % c->leases_cap;
+        c->n_leases--;
+    }
+}
+
+static void lease_begin(struct cluster *c, int64_t at, uint32_t handle)
+{
+    if (c->opt.kv_lease_ps == PS_NEVER)
+        return;
+    if (c->n_leases == c->leases_cap) { /* make the ring start at 0, then grow */
+        struct lease *to = malloc(2 * (c->leases_cap + 8) * sizeof *to);
+        if (!to)
+            abort();
+        for (uint32_t i = 0; i < c->n_leases; i++)
+            to[i] = c->leases[(c->leases_first + i) % c->leases_cap];
+        free(c->leases);
+        c->leases = to;
+        c->leases_first = 0;
+        c->leases_cap = 2 * (c->leases_cap + 8);
+    }
+    c->legs[handle].lease_ps = at + c->opt.kv_lease_ps;
+    c->leases[(c->leases_first + c->n_leases++) % c->leases_cap] =
+        (struct lease){c->legs[handle].lease_ps, handle};
+    lease_trim(c);
+}
+
+int64_t transfer_lease_next(const struct cluster *c)
+{
+    return c->n_leases ? c->leases[c->leases_first].at_ps : PS_NEVER;
+}
+
+/* ---- ends */
+
+static void stop_transfer(struct cluster *c, int64_t now, struct leg *leg)
+{
+    if (!leg->moving)
+        return;
+    fair_share_cancel(&c->workers[leg->worker].uplink, now, leg->transfer);
+    leg->moving = false;
+    if (!leg->reserved)
+        c->workers[leg->to].n_inbound--;
+}
+
+/* The request leaves every worker but `dead`, which has forgotten it already. */
+static void withdraw(struct cluster *c, int64_t now, struct leg *leg, uint32_t dead)
+{
+    uint32_t from = leg->worker, to = leg->to;
+    bool moving = leg->moving;
+    stop_transfer(c, now, leg);
+    if (leg->there && from != dead) {
+        engine_abort(engine_of(c, from), now, leg->slot);
+        cluster_touch(c, from);
+    }
+    if ((leg->reserving || leg->reserved) && to != dead) {
+        engine_abort(engine_of(c, to), now, leg->to_slot);
+        cluster_touch(c, to);
+        cluster_reschedule(c, to);
+    }
+    if (leg->reserving)
+        c->workers[from].n_inbound--;
+    leg->live = leg->there = leg->held = leg->reserving = leg->reserved = false;
+    lease_trim(c);
+    cluster_reschedule(c, from);
+    if (from != dead)
+        cluster_leave(c, now, from);
+    if (moving && to != dead)
+        cluster_leave(c, now, to);
+}
+
+void transfer_lost(struct cluster *c, int64_t now, uint32_t dead, uint32_t handle)
+{
+    struct leg *leg = &c->legs[handle];
+    withdraw(c, now, leg, dead);
+    cluster_event_new(c, CLUSTER_EV_LOST, now, dead, handle)->partial = leg->tokens_out;
+}
+
+void transfer_worker_down(struct cluster *c, int64_t now, uint32_t dead)
+{
+    for (uint32_t h = 0; h < c->legs_cap; h++) {
+        struct leg *leg = &c->legs[h];
+        bool waits_for_it = leg->worker == dead && !leg->there; /* its blocks are being reserved */
+        if (leg->live && (waits_for_it || (leg->moving && leg->to == dead)))
+            transfer_lost(c, now, dead, h);
+    }
+}
+
+void cluster_cancel(struct cluster *c, int64_t now, uint32_t handle)
+{
+    struct leg *leg = leg_of(c, handle);
+    if (leg->live)
+        withdraw(c, now, leg, UINT32_MAX);
+}
+
+void transfer_expire(struct cluster *c, int64_t now)
+{
+    while (c->n_leases && c->leases[c->leases_first].at_ps <= now) {
+        uint32_t handle = c->leases[c->leases_first].handle;
+        struct leg *leg = &c->legs[handle];
+        uint32_t from = leg->worker;
+        withdraw(c, now, leg, UINT32_MAX);
+        cluster_event_new(c, CLUSTER_EV_LOST, now, from, handle);
+    }
+}
+
+/* ---- on the way */
+
+int cluster_submit(struct cluster *c, int64_t now, uint32_t worker, const struct request_spec *s,
+                   uint32_t handle, bool prefill_only)
+{
+    if (worker >= c->n_workers || !worker_takes(&c->workers[worker]))
+        return WEIR_E_STATE;
+    struct engine *e = engine_of(c, worker);
+    struct leg *leg = leg_of(c, handle);
+    uint32_t slot;
+    if (c->opt.lazy) {
+        engine_run(e, now);
+        transfer_collect(c, worker);
+    }
+    int rc = engine_submit(e, now, s, handle, prefill_only ? ENGINE_PREFILL_ONLY : 0, &slot);
+    if (rc)
+        return rc;
+    *leg = (struct leg){
+        .worker = worker, .slot = slot, .live = true, .there = true, .lease_ps = PS_NEVER};
+    cluster_touch(c, worker);
+    return 0;
+}
+
+int cluster_submit_pair(struct cluster *c, int64_t now, uint32_t worker, uint32_t decode,
+                        const struct request_spec *s, uint32_t handle)
+{
+    if (worker >= c->n_workers || !worker_takes(&c->workers[worker]) || decode >= c->n_workers ||
+        !worker_takes(&c->workers[decode]))
+        return WEIR_E_STATE;
+    if (!engine_fits(engine_of(c, worker), s))
+        return WEIR_E_TOO_LARGE;
+    struct leg *leg = leg_of(c, handle);
+    uint32_t slot;
+    int rc = engine_submit(engine_of(c, decode), now, s, handle, ENGINE_REMOTE_KV | ENGINE_RESERVE,
+                           &slot);
+    if (rc)
+        return rc;
+    *leg = (struct leg){.worker = worker,
+                        .to = decode,
+                        .to_slot = slot,
+                        .live = true,
+                        .reserving = true,
+                        .lease_ps = PS_NEVER,
+                        .spec = *s};
+    c->workers[worker].n_inbound++;
+    cluster_touch(c, decode);
+    return 0;
+}
+
+/* The decode worker has blocks for it: the prefill may begin. */
+static void reserved(struct cluster *c, int64_t now, uint32_t handle, uint32_t cached_tok)
+{
+    struct leg *leg = &c->legs[handle];
+    assert(leg->reserving);
+    leg->reserving = false;
+    leg->reserved = true;
+    c->workers[leg->worker].n_inbound--;
+    leg->cached_tok = cached_tok;
+    int rc = engine_submit(engine_of(c, leg->worker), now, &leg->spec, handle, ENGINE_PREFILL_ONLY,
+                           &leg->slot);
+    if (rc) { /* not for its size, and it would be lost had the worker died */
+        transfer_lost(c, now, leg->worker, handle);
+        return;
+    }
+    leg->there = true;
+    cluster_touch(c, leg->worker);
+}
+
+/* Tokens to move. */
+static uint64_t missing_tok(const struct cluster *c, const struct leg *leg, uint32_t to)
+{
+    const struct request_spec *s = &leg->spec;
+    if (c->opt.transfer == TRANSFER_FULL_PROMPT)
+        return s->prompt_tok;
+    uint32_t cached = leg->reserved ? leg->cached_tok : engine_cached_tok(c->workers[to].engine, s);
+    return s->prompt_tok - (cached < s->prompt_tok ? cached : s->prompt_tok);
+}
+
+int cluster_handoff(struct cluster *c, int64_t now, uint32_t worker, const struct request_spec *s,
+                    uint32_t handle)
+{
+    struct leg *leg = leg_of(c, handle);
+    if (!leg->live || !leg->held || leg->moving || worker >= c->n_workers)
+        return WEIR_E_STATE;
+    bool mine = leg->reserved && leg->to == worker;
+    if (!(mine ? worker_runs(&c->workers[worker]) : worker_takes(&c->workers[worker])))
+        return WEIR_E_STATE;
+    if (!engine_fits(engine_of(c, worker), s))
+        return WEIR_E_TOO_LARGE;
+    if (leg->reserved && !mine) { /* another one was chosen in the end */
+        engine_abort(engine_of(c, leg->to), now, leg->to_slot);
+        cluster_touch(c, leg->to);
+        leg->reserved = false;
+        cluster_leave(c, now, leg->to);
+    }
+    struct worker *src = &c->workers[leg->worker];
+    leg->spec = *s;
+    leg->to = worker;
+    if (!mine)
+        c->workers[worker].n_inbound++;
+    uint64_t bytes = missing_tok(c, leg, worker) * src->config.engine.kv_bytes_per_token;
+    leg->transfer = fair_share_add(&src->uplink, now, bytes, handle);
+    leg->moving = true;
+    cluster_reschedule(c, leg->worker);
+    return 0;
+}
+
+/* A transfer out of worker w is complete. */
+static void arrive(struct cluster *c, int64_t now, uint32_t handle)
+{
+    struct leg *leg = &c->legs[handle];
+    uint32_t from = leg->worker, to = leg->to, slot = leg->to_slot;
+    int rc = 0;
+    engine_release(engine_of(c, from), now, leg->slot);
+    cluster_touch(c, from);
+    if (leg->reserved) {
+        engine_arrived(engine_of(c, to), now, slot);
+    } else {
+        c->workers[to].n_inbound--;
+        rc = engine_submit(engine_of(c, to), now, &leg->spec, handle, ENGINE_REMOTE_KV, &slot);
+    }
+    *leg = (struct leg){.worker = to, .slot = slot, .live = !rc, .there = !rc};
+    leg->lease_ps = PS_NEVER;
+    lease_trim(c);
+    cluster_touch(c, to);
+    cluster_leave(c, now, from);
+    if (rc)
+        cluster_event_new(c, CLUSTER_EV_LOST, now, to, handle);
+}
+
+void transfer_arrivals(struct cluster *c, int64_t now, uint32_t w)
+{
+    uint32_t handle;
+    while (c->workers[w].has_uplink && fair_share_pop(&c->workers[w].uplink, now, &handle))
+        arrive(c, now, handle);
+}
+
+static void collect_one(struct cluster *c, uint32_t w, const struct engine_event *in)
+{
+    struct leg *leg = &c->legs[in->handle];
+    enum cluster_event_kind kind = CLUSTER_EV_DONE;
+    switch (in->kind) {
+    case ENGINE_EV_RESERVED: reserved(c, in->at_ps, in->handle, in->record.reused_tok); return;
+    case ENGINE_EV_FIRST_TOKEN:
+        kind = CLUSTER_EV_FIRST_TOKEN;
+        leg->tokens_out = true;
+        break;
+    case ENGINE_EV_PREFILL_DONE:
+        kind = CLUSTER_EV_PREFILL_DONE;
+        leg->held = true;
+        lease_begin(c, in->at_ps, in->handle);
+        break;
+    case ENGINE_EV_DONE: leg->live = leg->there = false; break;
+    }
+    cluster_event_new(c, kind, in->at_ps, w, in->handle)->record = in->record;
+}
+
+void transfer_collect(struct cluster *c, uint32_t w)
+{
+    struct engine *e = engine_of(c, w);
+    uint32_t n;
+    const struct engine_event *in = engine_events(e, &n);
+    for (uint32_t i = 0; i < n; i++)
+        collect_one(c, w, &in[i]);
+    engine_clear_events(e);
+}
