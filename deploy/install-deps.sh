@@ -12,6 +12,8 @@ PACKAGES=(
     build-essential cmake ninja-build pkg-config
     # libraries: YAML, decompression, hashing
     libcyaml-dev libyaml-dev zlib1g-dev libzstd-dev libxxhash-dev
+    # libraries: event loop, TLS (llhttp: see below)
+    libuv1-dev libssl-dev
     # tests: units, fuzzing and sanitizers, format check, the checks written in Python
     libcmocka-dev clang libclang-rt-dev clang-format python3
 )
@@ -39,6 +41,11 @@ missing_packages() {
 }
 
 have_yyjson() { pkg-config --atleast-version=0.8 yyjson 2>/dev/null; }
+
+# Debian 13 has llhttp as a library; Debian 12 ships its C sources, which the build compiles.
+have_llhttp() {
+    pkg-config --atleast-version=8.1 libllhttp 2>/dev/null || [ -e /usr/share/llhttp/llhttp.c ]
+}
 
 # --- apt ---------------------------------------------------------------------------------------
 
@@ -197,7 +204,7 @@ from_next_debian() {
 
 command -v apt-get >/dev/null || die "this script needs a Debian system with apt (12 or 13)"
 mapfile -t missing < <(missing_packages "${PACKAGES[@]}")
-if [ ${#missing[@]} -eq 0 ] && have_yyjson; then
+if [ ${#missing[@]} -eq 0 ] && have_yyjson && have_llhttp; then
     log "everything is in place"
     exit 0
 fi
@@ -209,6 +216,15 @@ trap 'rm -rf "$TMP"' EXIT
 if [ ${#missing[@]} -gt 0 ]; then
     need_root "${missing[@]}"
     apt_install "${missing[@]}"
+fi
+if ! have_llhttp; then
+    need_root llhttp
+    apt_has libllhttp-dev || apt_update_once
+    if apt_has libllhttp-dev; then
+        apt_install libllhttp-dev
+    else
+        apt_install node-llhttp
+    fi
 fi
 if ! have_yyjson; then
     need_root yyjson
