@@ -94,13 +94,16 @@ static int read_group(struct trace *t)
     }
     if (rc < 0)
         return rc;
-    draw_times(s, width);
+    if (s->n)
+        draw_times(s, width);
     return s->n > 0;
 }
 
 int trace_spread_next(struct trace *t, struct trace_request *out)
 {
     struct spread *s = &t->spread;
+    if (t->failed)
+        return t->failed;
     if (s->next == s->n) {
         int rc = read_group(t);
         if (rc <= 0)

@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "controller/commands.h"
 #include "controller/core/policy.h"
@@ -20,6 +19,7 @@
 #include "controller/replay/stack.h"
 #include "controller/replay/stack_keys.h"
 #include "predictor/units.h"
+#include "tests/support/files.h"
 
 #ifndef WEIR_SOURCE_DIR
 #define WEIR_SOURCE_DIR "."
@@ -720,29 +720,7 @@ static void reference_is_current(void **state)
     free(shipped);
 }
 
-/* Runs check_main with its output in a string; free it. */
-static char *run_check(int argc, const char *const *argv, int *status)
-{
-    char name[] = "/tmp/weir-test-XXXXXX", *text = NULL;
-    size_t len = 0;
-    int fd = mkstemp(name), out = dup(1), err = dup(2);
-    assert_true(fd >= 0 && out >= 0 && err >= 0);
-    (void)fflush(NULL);
-    assert_true(dup2(fd, 1) == 1 && dup2(fd, 2) == 2);
-    *status = check_main(argc, (char **)(uintptr_t)argv);
-    (void)fflush(NULL);
-    assert_true(dup2(out, 1) == 1 && dup2(err, 2) == 2);
-    (void)close(out);
-    (void)close(err);
-    (void)close(fd);
-    assert_int_equal(ytree_read_file(name, 1u << 20, &text, &len, error), 0);
-    (void)unlink(name);
-    return text;
-}
-
-#define RUN(status, ...)                                                                           \
-    run_check((int)(sizeof((const char *[]){"check", __VA_ARGS__}) / sizeof(char *)),              \
-              (const char *[]){"check", __VA_ARGS__, NULL}, &(status))
+#define RUN(status, ...) OUTPUT(check_main, &(status), "check", __VA_ARGS__)
 
 static void check_command(void **state)
 {
