@@ -15,20 +15,25 @@ static const struct sched_ops *const sched_table[] = {
 
 /* ---- deque of slots */
 
-static void deque_reserve(struct deque *d)
+/* cap: a power of two, at least d->n. 0 or WEIR_E_NOMEM, then d is as before. */
+static int deque_resize(struct deque *d, uint32_t cap)
 {
-    if (d->n < d->cap)
-        return;
-    uint32_t cap = d->cap ? d->cap * 2 : 16;
     uint32_t *p = malloc(cap * sizeof *p);
     if (!p)
-        abort();
+        return WEIR_E_NOMEM;
     for (uint32_t i = 0; i < d->n; i++)
         p[i] = deque_at(d, i);
     free(d->items);
     d->items = p;
     d->cap = cap;
     d->head = 0;
+    return 0;
+}
+
+static void deque_reserve(struct deque *d)
+{
+    if (d->n == d->cap && deque_resize(d, d->cap ? d->cap * 2 : 16))
+        abort();
 }
 
 uint32_t deque_at(const struct deque *d, uint32_t i)
@@ -83,20 +88,13 @@ void deque_insert_at(struct deque *d, uint32_t i, uint32_t v)
     d->items[(d->head + i) & mask] = v;
 }
 
-static int deque_copy(struct deque *dst, const struct deque *src)
+/* dst has room. */
+static void deque_copy(struct deque *dst, const struct deque *src)
 {
-    if (dst->cap < src->cap) {
-        uint32_t *p = realloc(dst->items, src->cap * sizeof *p);
-        if (!p)
-            return WEIR_E_NOMEM;
-        dst->items = p;
-        dst->cap = src->cap;
-    }
     for (uint32_t i = 0; i < src->n; i++)
         dst->items[i] = deque_at(src, i);
     dst->head = 0;
     dst->n = src->n;
-    return 0;
 }
 
 /* ---- life */
@@ -142,46 +140,44 @@ void engine_free(struct engine *e)
     free(e);
 }
 
-static int copy_into(void **dst, uint32_t *cap, const void *src, uint32_t n, size_t size)
+/* Room in dst for what src has; dst stays as it is. */
+static int reserve_as(struct engine *dst, const struct engine *src)
 {
-    if (n > *cap) {
-        void *p = realloc(*dst, n * size);
-        if (!p)
-            return WEIR_E_NOMEM;
-        *dst = p;
-        *cap = n;
-    }
-    if (n)
-        memcpy(*dst, src, n * size);
+    if (dst->waiting.cap < src->waiting.cap && deque_resize(&dst->waiting, src->waiting.cap))
+        return WEIR_E_NOMEM;
+    if (dst->arriving.cap < src->arriving.cap && deque_resize(&dst->arriving, src->arriving.cap))
+        return WEIR_E_NOMEM;
+    if (MEM_RESERVE(dst->leaving, dst->leaving_cap, src->n_leaving) ||
+        MEM_RESERVE(dst->seqs, dst->seqs_cap, src->seqs_used) ||
+        MEM_RESERVE(dst->running, dst->running_cap, src->n_running) ||
+        MEM_RESERVE(dst->batch, dst->batch_cap, src->n_batch))
+        return WEIR_E_NOMEM;
     return 0;
 }
 
 int engine_copy(struct engine *dst, const struct engine *src)
 {
+    if (reserve_as(dst, src) || kv_copy(&dst->kv, &src->kv))
+        return WEIR_E_NOMEM;
     struct engine old = *dst;
-    int rc = kv_copy(&old.kv, &src->kv);
-    rc |= deque_copy(&old.waiting, &src->waiting);
-    rc |= deque_copy(&old.arriving, &src->arriving);
-    rc |= copy_into((void **)&old.leaving, &old.leaving_cap, src->leaving, src->n_leaving,
-                    sizeof *src->leaving);
-    rc |=
-        copy_into((void **)&old.seqs, &old.seqs_cap, src->seqs, src->seqs_used, sizeof *src->seqs);
-    rc |= copy_into((void **)&old.running, &old.running_cap, src->running, src->n_running,
-                    sizeof *src->running);
-    rc |= copy_into((void **)&old.batch, &old.batch_cap, src->batch, src->n_batch,
-                    sizeof *src->batch);
     *dst = *src;
     dst->kv = old.kv;
     dst->waiting = old.waiting;
+    deque_copy(&dst->waiting, &src->waiting);
     dst->arriving = old.arriving;
+    deque_copy(&dst->arriving, &src->arriving);
     dst->leaving = old.leaving;
     dst->leaving_cap = old.leaving_cap;
+    MEM_COPY(dst->leaving, src->leaving, src->n_leaving);
     dst->seqs = old.seqs;
     dst->seqs_cap = old.seqs_cap;
+    MEM_COPY(dst->seqs, src->seqs, src->seqs_used);
     dst->running = old.running;
     dst->running_cap = old.running_cap;
+    MEM_COPY(dst->running, src->running, src->n_running);
     dst->batch = old.batch;
     dst->batch_cap = old.batch_cap;
+    MEM_COPY(dst->batch, src->batch, src->n_batch);
     dst->events = old.events;
     dst->events_cap = old.events_cap;
     dst->n_events = 0;
@@ -191,7 +187,7 @@ int engine_copy(struct engine *dst, const struct engine *src)
     dst->trace_cap = old.trace_cap;
     memcpy(dst->trace_list, old.trace_list, sizeof old.trace_list);
     memcpy(dst->trace_list_cap, old.trace_list_cap, sizeof old.trace_list_cap);
-    return rc ? WEIR_E_NOMEM : 0;
+    return 0;
 }
 
 void engine_set_stepping(struct engine *e, bool on)

@@ -76,7 +76,7 @@ struct engine *engine_new(const struct engine_config *c, uint64_t seed);
 void engine_free(struct engine *e);
 
 /* Makes dst equal to src (same config class not required). Events, logs and the histogram pointer are not
- * copied. 0 or WEIR_E_NOMEM. This is the what-if's clone: a few memcpy. */
+ * copied. 0 or WEIR_E_NOMEM, then dst is as before. This is the what-if's clone: a few memcpy. */
 WEIR_NODISCARD int engine_copy(struct engine *dst, const struct engine *src);
 
 /* Takes passes one at a time, the slow path that fast-forward is tested against. */

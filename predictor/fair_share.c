@@ -2,12 +2,12 @@
  *
  * `received` is the virtual time of processor sharing: the work each transfer got that was there all
  * along. A transfer ends when it reaches the value at its start + its size, so a change of n moves no
- * key in the heap.
+ * key in the heap. It fits 128 bits whatever happens: 10^15 bytes/s (2^50) in units of 10^-12 byte for 2^63 ps
+ * are 2^113.
  */
 #include "predictor/fair_share.h"
 
 #include <assert.h>
-#include <string.h>
 
 #include "predictor/mem.h"
 #include "predictor/units.h"
@@ -58,8 +58,6 @@ static void heap_remove(struct fair_share *s, uint32_t pos)
     uint32_t last = s->heap[--s->n_heap];
     if (pos < s->n_heap)
         heap_place(s, pos, last);
-    if (!s->n_heap) /* idle: start again from 0, so that `received` never grows without end */
-        s->received = s->left_over = 0;
 }
 
 /* ---- life */
@@ -86,23 +84,10 @@ void fair_share_deinit(struct fair_share *s)
     *s = empty;
 }
 
-static int reserve(void **array, uint32_t *cap, uint32_t want, size_t size)
-{
-    if (want <= *cap)
-        return 0;
-    void *p = realloc(*array, want * size);
-    if (!p)
-        return WEIR_E_NOMEM;
-    *array = p;
-    *cap = want;
-    return 0;
-}
-
 int fair_share_copy(struct fair_share *dst, const struct fair_share *src)
 {
-    if (reserve((void **)&dst->transfers, &dst->transfers_cap, src->n_transfers,
-                sizeof *src->transfers) ||
-        reserve((void **)&dst->heap, &dst->heap_cap, src->n_heap, sizeof *src->heap))
+    if (MEM_RESERVE(dst->transfers, dst->transfers_cap, src->n_transfers) ||
+        MEM_RESERVE(dst->heap, dst->heap_cap, src->n_heap))
         return WEIR_E_NOMEM;
     struct fair_share old = *dst;
     *dst = *src;
@@ -110,10 +95,8 @@ int fair_share_copy(struct fair_share *dst, const struct fair_share *src)
     dst->transfers_cap = old.transfers_cap;
     dst->heap = old.heap;
     dst->heap_cap = old.heap_cap;
-    if (src->n_transfers)
-        memcpy(dst->transfers, src->transfers, src->n_transfers * sizeof *src->transfers);
-    if (src->n_heap)
-        memcpy(dst->heap, src->heap, src->n_heap * sizeof *src->heap);
+    MEM_COPY(dst->transfers, src->transfers, src->n_transfers);
+    MEM_COPY(dst->heap, src->heap, src->n_heap);
     return 0;
 }
 
@@ -130,7 +113,7 @@ static int64_t finish_ps(const struct fair_share *s)
     const struct fair_share_transfer *t = &s->transfers[s->heap[0]];
     if (t->finish <= s->received)
         return s->now_ps;
-    u128 work = (t->finish - s->received) * s->n_heap;
+    u128 work = (t->finish - s->received) * s->n_heap; /* left_over may be more: n was larger */
     if (work <= s->left_over)
         return s->now_ps;
     u128 dt = (work - s->left_over + s->bytes_per_s - 1) / s->bytes_per_s;
@@ -219,7 +202,7 @@ uint32_t fair_share_add(struct fair_share *s, int64_t now, uint64_t bytes, uint3
         (struct fair_share_transfer){.finish = s->received + (u128)bytes * UNITS_PER_BYTE,
                                      .order = s->order++,
                                      .handle = handle};
-    if (!bytes || !s->bytes_per_s) {
+    if (!s->bytes_per_s) {
         sent_push(s, id);
     } else {
         MEM_GROW(s->heap, s->heap_cap, s->n_heap + 1);

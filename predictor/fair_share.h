@@ -38,7 +38,7 @@ struct fair_share {
     int64_t latency_ps;
     int64_t now_ps;             /* state as of then */
     int64_t next_ps;            /* when the next transfer arrives */
-    unsigned __int128 received; /* by each transfer that was there since the link was last idle */
+    unsigned __int128 received; /* by a transfer that was always there */
     uint64_t left_over;         /* of the last division by n_heap */
     uint64_t order;
     struct fair_share_transfer *transfers; /* by id */

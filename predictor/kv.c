@@ -359,33 +359,16 @@ void kv_deinit(struct kv *kv)
     memset(kv, 0, sizeof *kv);
 }
 
-static int copy_array(void **dst, uint32_t *dst_cap, const void *src, uint32_t used, size_t size)
-{
-    if (used > *dst_cap) {
-        void *p = realloc(*dst, (size_t)used * size);
-        if (!p)
-            return WEIR_E_NOMEM;
-        *dst = p;
-        *dst_cap = used;
-    }
-    if (used)
-        memcpy(*dst, src, (size_t)used * size);
-    return 0;
-}
-
 int kv_copy(struct kv *dst, const struct kv *src)
 {
-    struct kv old = *dst;
-    uint32_t buckets_cap = old.buckets ? old.bucket_mask + 1 : 0;
+    uint32_t buckets_cap = dst->buckets ? dst->bucket_mask + 1 : 0;
     uint32_t n_buckets = src->buckets ? src->bucket_mask + 1 : 0;
-    bool bad = copy_array((void **)&old.runs, &old.runs_cap, src->runs, src->runs_used,
-                          sizeof *src->runs) ||
-               copy_array((void **)&old.pieces, &old.pieces_cap, src->pieces, src->pieces_used,
-                          sizeof *src->pieces) ||
-               copy_array((void **)&old.keys, &old.keys_cap, src->keys, src->keys_used,
-                          sizeof *src->keys) ||
-               copy_array((void **)&old.buckets, &buckets_cap, src->buckets, n_buckets,
-                          sizeof *src->buckets);
+    if (MEM_RESERVE(dst->runs, dst->runs_cap, src->runs_used) ||
+        MEM_RESERVE(dst->pieces, dst->pieces_cap, src->pieces_used) ||
+        MEM_RESERVE(dst->keys, dst->keys_cap, src->keys_used) ||
+        MEM_RESERVE(dst->buckets, buckets_cap, n_buckets))
+        return WEIR_E_NOMEM;
+    struct kv old = *dst;
     *dst = *src;
     dst->runs = old.runs;
     dst->runs_cap = old.runs_cap;
@@ -400,7 +383,15 @@ int kv_copy(struct kv *dst, const struct kv *src)
     dst->log_names_cap = old.log_names_cap;
     dst->log_on = false;
     dst->log_used = dst->log_names_used = 0;
-    return bad ? WEIR_E_NOMEM : 0;
+    MEM_COPY(dst->runs, src->runs, src->runs_used);
+    MEM_COPY(dst->pieces, src->pieces, src->pieces_used);
+    MEM_COPY(dst->keys, src->keys, src->keys_used);
+    MEM_COPY(dst->buckets, src->buckets, n_buckets);
+    if (!n_buckets && buckets_cap) { /* an empty table, but a table */
+        dst->bucket_mask = buckets_cap - 1;
+        memset(dst->buckets, 0xff, buckets_cap * sizeof *dst->buckets);
+    }
+    return 0;
 }
 
 void kv_hold_init(struct kv_hold *h)

@@ -98,8 +98,8 @@ WEIR_NODISCARD int kv_init(struct kv *kv, uint32_t block_size, uint32_t usable_b
                            enum evict_kind evict);
 void kv_deinit(struct kv *kv);
 
-/* Makes dst (initialised by kv_init, or a former copy) equal to src. 0 or WEIR_E_NOMEM. The log is not
- * copied. */
+/* Makes dst (initialised by kv_init, or a former copy) equal to src. The log is not copied. 0 or
+ * WEIR_E_NOMEM, then dst is as before. */
 WEIR_NODISCARD int kv_copy(struct kv *dst, const struct kv *src);
 
 static inline uint32_t kv_free_blocks(const struct kv *kv)

@@ -256,7 +256,7 @@ int64_t step_prefill_ps(const struct step_model *m, uint32_t reqs, uint64_t new_
                         uint64_t ctx_tok)
 {
     (void)ctx_tok;
-    if (!reqs || m->form == STEP_LINEAR)
+    if (!reqs)
         return 0;
     if (m->form == STEP_TABLE)
         return table_prefill_ps(m, (double)new_tok);
@@ -311,7 +311,7 @@ void step_decode_run(const struct step_model *m, const struct step_batch *b, uin
         int64_t t =
             polynomial_decode_ps(m, b->active_kv_tok + i * grow_kv_tok, (double)b->total_kv_tok) +
             m->draft_ps;
-        ps[i] = t > 0 ? t : 1;
+        ps[i] = pass_ps(t);
     }
 }
 

@@ -96,7 +96,8 @@ WEIR_NODISCARD int step_model_init(struct step_model *m, const struct step_param
 /* Time of one iteration, ps, >= 1 for a batch that is not empty; 0 for an empty one. */
 int64_t step_time_ps(const struct step_model *m, const struct step_batch *b);
 
-/* The two parts of an additive form (engine-model.md 1.3: pass time = prefill + decode). */
+/* The two parts of an additive form (engine-model.md 1.3: pass time = prefill + decode); 0 for the linear
+ * form, whose parts cannot be told apart. */
 int64_t step_prefill_ps(const struct step_model *m, uint32_t reqs, uint64_t new_tok,
                         uint64_t ctx_tok);
 int64_t step_decode_ps(const struct step_model *m, uint32_t reqs, uint64_t active_kv_tok,

@@ -221,6 +221,34 @@ static void endless_transfers(void **state)
     expect_idle();
 }
 
+/* A slow link whose number of transfers changes all the time: what a division leaves over is not lost. */
+static void nothing_is_lost_in_rounding(void **state)
+{
+    (void)state;
+    start(1e-9, 0); /* a byte a second: one unit of 10^-12 byte in a ps */
+    for (uint32_t i = 0; i < 3; i++)
+        fair_share_add(&s, 0, 1, i);
+    for (int64_t t = 1; t <= 1000; t++)
+        fair_share_cancel(&s, t, fair_share_add(&s, t, 5, 9));
+    assert_true(s.received * 3 + s.left_over == 1000);
+    expect_next(3 * PS_PER_S, 0);
+    fair_share_deinit(&s);
+}
+
+/* More is left over of a division among four (3 units) than the last one still needs (2). */
+static void remainder_is_enough_to_finish(void **state)
+{
+    (void)state;
+    uint32_t id[4];
+    start(1e-9, 0);
+    for (uint32_t i = 0; i < 4; i++)
+        id[i] = fair_share_add(&s, 0, 1, i);
+    for (uint32_t i = 1; i < 4; i++)
+        fair_share_cancel(&s, 4 * PS_PER_S - 5, id[i]);
+    expect_next(4 * PS_PER_S - 5, 0);
+    expect_idle();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -237,6 +265,8 @@ int main(void)
         cmocka_unit_test(copy_goes_its_own_way),
         cmocka_unit_test(refused),
         cmocka_unit_test(endless_transfers),
+        cmocka_unit_test(nothing_is_lost_in_rounding),
+        cmocka_unit_test(remainder_is_enough_to_finish),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -305,10 +305,10 @@ static void table_of_one_point(void **state)
     struct step_params p = {.form = STEP_TABLE,
                             .n_prefill = 1,
                             .prefill_x = {512},
-                            .prefill_y = {30},
+                            .prefill_y = {30, NAN}, /* not a point */
                             .n_kv = 1,
                             .n_ctx = 1,
-                            .itl_y = {7}};
+                            .itl_y = {7, NAN, NAN}};
     struct step_model m = make(&p);
     struct step_batch b = prefill(1, 0);
     b.decode_reqs = 9;
