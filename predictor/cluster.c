@@ -93,6 +93,28 @@ static int init_worker(struct cluster *c, uint32_t i, const struct worker_config
                            ps_from_ms(c->opt.link.latency_ms));
 }
 
+/* The store of all workers that have num_shared_blocks. They depend on each other, so none can be lazy. */
+static int init_shared(struct cluster *c)
+{
+    const struct engine_config *first = NULL;
+    for (uint32_t i = 0; i < c->n_workers; i++) {
+        const struct engine_config *e = &c->workers[i].config.engine;
+        if (!e->num_shared_blocks)
+            continue;
+        if (first && !shared_tier_same(first, e))
+            return WEIR_E_INVALID;
+        if (!first)
+            c->shared = shared_tier_new(e);
+        first = e;
+        if (!c->shared)
+            return WEIR_E_NOMEM;
+        engine_set_shared(c->workers[i].engine, c->shared, i);
+    }
+    if (first)
+        c->opt.lazy = false;
+    return 0;
+}
+
 struct cluster *cluster_new(const struct worker_config *workers, uint32_t n,
                             const struct cluster_options *opt)
 {
@@ -110,6 +132,8 @@ struct cluster *cluster_new(const struct worker_config *workers, uint32_t n,
             goto fail;
         }
     }
+    if (init_shared(c))
+        goto fail;
     return c;
 fail:
     cluster_free(c);
@@ -125,6 +149,7 @@ void cluster_free(struct cluster *c)
         if (c->workers[i].has_uplink)
             fair_share_deinit(&c->workers[i].uplink);
     }
+    shared_tier_free(c->shared);
     free(c->workers);
     free(c->heap);
     free(c->touched);
@@ -203,6 +228,8 @@ static void take_down(struct cluster *c, int64_t now, uint32_t i)
     w->state = WORKER_DOWN;
     if (ran) {
         cluster_event_new(c, CLUSTER_EV_WORKER_DOWN, now, i, 0);
+        if (w->config.engine.num_shared_blocks)
+            shared_tier_cancel(c->shared, now, i);
         engine_kill(w->engine, now, killed, &(struct kill_ctx){c, now, i});
         transfer_worker_down(c, now, i);
     }
@@ -273,6 +300,8 @@ int64_t cluster_next_ps(const struct cluster *c)
     int64_t t = c->n_heap && !c->opt.lazy ? c->workers[c->heap[0]].next_ps : PS_NEVER;
     if (c->next_fault < c->n_faults && c->faults[c->next_fault].at_ps < t)
         t = c->faults[c->next_fault].at_ps;
+    if (c->shared && shared_tier_next_ps(c->shared) < t)
+        t = shared_tier_next_ps(c->shared);
     int64_t l = transfer_lease_next(c);
     return l < t ? l : t;
 }
@@ -294,12 +323,33 @@ static void advance_worker(struct cluster *c, uint32_t i, int64_t now)
     cluster_reschedule(c, i);
 }
 
-void cluster_advance(struct cluster *c, int64_t until)
+/* Passes and transfers between workers up to now, in order. */
+static void advance_workers(struct cluster *c, int64_t now)
 {
-    while (!c->opt.lazy && c->n_heap && c->workers[c->heap[0]].next_ps <= until) {
+    while (!c->opt.lazy && c->n_heap && c->workers[c->heap[0]].next_ps <= now) {
         uint32_t w = c->heap[0];
         advance_worker(c, w, c->workers[w].next_ps);
     }
+}
+
+/* Reads and writes of the shared store that are complete by now. */
+static void advance_shared(struct cluster *c, int64_t now)
+{
+    struct shared_tier_done done;
+    while (shared_tier_pop(c->shared, now, &done)) {
+        engine_shared_done(c->workers[done.client].engine, now, &done);
+        cluster_reschedule(c, done.client);
+    }
+}
+
+void cluster_advance(struct cluster *c, int64_t until)
+{
+    while (c->shared && shared_tier_next_ps(c->shared) <= until) {
+        int64_t t = shared_tier_next_ps(c->shared);
+        advance_workers(c, t);
+        advance_shared(c, t);
+    }
+    advance_workers(c, until);
     transfer_expire(c, until);
     while (c->next_fault < c->n_faults && c->faults[c->next_fault].at_ps <= until)
         apply_fault(c, &c->faults[c->next_fault++]);
@@ -370,6 +420,11 @@ void cluster_wake(struct cluster *c, int64_t now)
 const struct engine *cluster_engine(const struct cluster *c, uint32_t worker)
 {
     return c->workers[worker].engine;
+}
+
+const struct shared_tier *cluster_shared(const struct cluster *c)
+{
+    return c->shared;
 }
 
 bool cluster_worker_up(const struct cluster *c, uint32_t worker)

@@ -110,7 +110,9 @@ struct cluster_event {
 
 struct cluster;
 
-/* NULL: out of memory or a config that engine_config_check refuses. */
+/* Workers with num_shared_blocks share one store, which has to look the same to all of them: same shared_*,
+ * block_size and kv_bytes_per_token (shared_tier_same); then `lazy` counts for nothing.
+ * NULL: out of memory, a config that engine_config_check refuses, or workers that disagree on the store. */
 struct cluster *cluster_new(const struct worker_config *workers, uint32_t n,
                             const struct cluster_options *opt);
 void cluster_free(struct cluster *c);
@@ -147,6 +149,8 @@ void cluster_drain(struct cluster *c);
 void cluster_wake(struct cluster *c, int64_t now);
 
 const struct engine *cluster_engine(const struct cluster *c, uint32_t worker);
+/* The store that workers share; NULL: none. */
+const struct shared_tier *cluster_shared(const struct cluster *c);
 bool cluster_worker_up(const struct cluster *c, uint32_t worker);
 /* Time this worker has held its GPUs, up to now: from the beginning of its start-up until it is down. */
 int64_t cluster_worker_held_ps(const struct cluster *c, uint32_t worker, int64_t now);

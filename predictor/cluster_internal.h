@@ -5,6 +5,7 @@
 
 #include "predictor/cluster.h"
 #include "predictor/fair_share.h"
+#include "predictor/shared_tier.h"
 
 enum worker_state {
     WORKER_DOWN,
@@ -57,6 +58,7 @@ struct cluster {
     uint32_t *touched, n_touched, touched_cap;
     struct fault *faults;
     uint32_t n_faults, next_fault;
+    struct shared_tier *shared; /* NULL: none */
 
     struct cluster_event *events;
     uint32_t events_head, n_events, events_cap;

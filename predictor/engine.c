@@ -47,7 +47,7 @@ void deque_push_back(struct deque *d, uint32_t v)
     d->items[(d->head + d->n++) & (d->cap - 1)] = v;
 }
 
-void deque_push_front(struct deque *d, uint32_t v)
+static void deque_push_front(struct deque *d, uint32_t v)
 {
     deque_reserve(d);
     d->head = (d->head - 1) & (d->cap - 1);
@@ -115,6 +115,10 @@ struct engine *engine_new(const struct engine_config *c, uint64_t seed)
         free(e);
         return NULL;
     }
+    if (tiers_new(e)) {
+        engine_free(e);
+        return NULL;
+    }
     e->seqs_free = e->sgl_chunked = ENGINE_NO_SLOT;
     e->slow = e->slow_next = 1;
     e->ready = true;
@@ -127,6 +131,7 @@ void engine_free(struct engine *e)
     if (!e)
         return;
     kv_deinit(&e->kv);
+    tiers_free(e->tiers);
     free(e->seqs);
     free(e->running);
     free(e->waiting.items);
@@ -157,11 +162,25 @@ static int reserve_as(struct engine *dst, const struct engine *src)
 
 int engine_copy(struct engine *dst, const struct engine *src)
 {
-    if (reserve_as(dst, src) || kv_copy(&dst->kv, &src->kv))
+    struct engine_tiers *new_tiers = NULL;
+    if (reserve_as(dst, src) ||
+        (src->tiers && tiers_reserve_as(dst->tiers ? &dst->tiers : &new_tiers, src->tiers)) ||
+        kv_copy(&dst->kv, &src->kv)) {
+        tiers_free(new_tiers);
         return WEIR_E_NOMEM;
+    }
+    if (!src->tiers) {
+        tiers_free(dst->tiers);
+        dst->tiers = NULL;
+    } else {
+        if (!dst->tiers)
+            dst->tiers = new_tiers;
+        tiers_copy(dst->tiers, src->tiers);
+    }
     struct engine old = *dst;
     *dst = *src;
     dst->kv = old.kv;
+    dst->tiers = old.tiers;
     dst->waiting = old.waiting;
     deque_copy(&dst->waiting, &src->waiting);
     dst->arriving = old.arriving;
@@ -239,9 +258,6 @@ bool engine_fits(const struct engine *e, const struct request_spec *s)
            (e->c.enable_chunked_prefill || s->prompt_tok <= e->c.max_num_batched_tokens);
 }
 
-/* Passes in flight whose start is not before `now` do not happen as planned: something came in. */
-static void cut(struct engine *e, int64_t now);
-
 int engine_submit(struct engine *e, int64_t now, const struct request_spec *s, uint32_t handle,
                   unsigned flags, uint32_t *slot)
 {
@@ -270,9 +286,10 @@ int engine_submit(struct engine *e, int64_t now, const struct request_spec *s, u
         (uint64_t)s->n_keys * s->key_tok >= (uint64_t)s->prompt_tok + s->key_tok && s->key_tok;
     q->order = e->order++;
     q->last_token_ps = -1;
-    q->rec = (struct engine_record){-1, -1, -1, -1, 0, 0, 0, 0};
+    q->rec = (struct engine_record){
+        .first_admit_ps = -1, .first_token_ps = -1, .second_token_ps = -1, .end_ps = -1};
     deque_push_back(e->c.async_scheduling ? &e->arriving : &e->waiting, i);
-    cut(e, now);
+    engine_cut(e, now);
     e->ready = true;
     e->waiting_blocked = false;
     *slot = i;
@@ -288,21 +305,27 @@ static void running_remove(struct engine *e, uint32_t slot)
     e->n_running--;
 }
 
-/* Something left: what waits may fit now. */
-static void room_made(struct engine *e)
+void engine_room_made(struct engine *e)
 {
     e->ready = true;
     e->waiting_blocked = false;
 }
 
+/* The request gives its blocks back. */
+static void free_blocks(struct engine *e, uint32_t slot)
+{
+    if (!e->tiers || !tiers_keep(e, slot))
+        kv_release(&e->kv, &e->seqs[slot].hold);
+}
+
 void engine_release(struct engine *e, int64_t now, uint32_t slot)
 {
     assert(e->seqs[slot].state == SEQ_HELD);
-    cut(e, now);
-    kv_release(&e->kv, &e->seqs[slot].hold);
+    engine_cut(e, now);
+    free_blocks(e, slot);
     seq_free(e, slot);
     e->n_held--;
-    room_made(e);
+    engine_room_made(e);
 }
 
 void engine_abort(struct engine *e, int64_t now, uint32_t slot)
@@ -312,26 +335,27 @@ void engine_abort(struct engine *e, int64_t now, uint32_t slot)
         engine_release(e, now, slot);
         return;
     }
-    cut(e, now);
+    engine_cut(e, now);
     if (q->state == SEQ_WAITING) {
         if (!deque_drop(&e->waiting, slot))
             (void)deque_drop(&e->arriving, slot);
-        kv_release(&e->kv, &q->hold); /* it has some if its KV has come */
+        free_blocks(e, slot); /* it has some if its KV has come */
         seq_free(e, slot);
     } else if (q->state == SEQ_ASIDE) {
-        kv_release(&e->kv, &q->hold);
-        seq_free(e, slot);
-        e->n_aside--;
+        if (e->tiers && tiers_abort(e, slot))
+            q->aborted = true; /* until what writes to its blocks has ended */
+        else
+            engine_drop_aside(e, slot);
     } else if (e->in_pass && (e->skipping || q->sched)) {
         q->aborted = true; /* the pass goes on with it and forgets it at its end */
     } else {
         running_remove(e, slot);
-        kv_release(&e->kv, &q->hold);
+        free_blocks(e, slot);
         seq_free(e, slot);
     }
     if (e->sgl_chunked == slot)
         e->sgl_chunked = ENGINE_NO_SLOT;
-    room_made(e);
+    engine_room_made(e);
 }
 
 static void settle(struct engine *e, int64_t now);
@@ -349,6 +373,8 @@ void engine_kill(struct engine *e, int64_t now, void (*lost)(void *ctx, uint32_t
             lost(ctx, q->handle);
         seq_free(e, i);
     }
+    if (e->tiers)
+        tiers_kill(e);
     kv_drop_cache(&e->kv);
     e->n_running = e->waiting.n = e->arriving.n = e->n_leaving = 0;
     e->n_held = e->n_aside = e->n_batch = 0;
@@ -356,7 +382,7 @@ void engine_kill(struct engine *e, int64_t now, void (*lost)(void *ctx, uint32_t
     e->end_ps = now;
     e->sgl_chunked = ENGINE_NO_SLOT;
     e->sgl_decay_steps = 0;
-    room_made(e);
+    engine_room_made(e);
 }
 
 /* ---- what schedulers use */
@@ -398,44 +424,53 @@ void engine_put_aside(struct engine *e, uint32_t waiting_index, const struct kv_
     uint32_t slot = deque_at(&e->waiting, waiting_index);
     struct seq *q = &e->seqs[slot];
     deque_remove_at(&e->waiting, waiting_index);
+    q->state = SEQ_ASIDE;
+    e->n_aside++;
+    if (!m)
+        return;
     if (m->blocks)
         kv_attach(&e->kv, &q->spec, m->blocks, &q->hold);
     kv_take(&e->kv, &q->hold, blocks - m->blocks);
-    q->state = SEQ_ASIDE;
     q->cached_tok = m->blocks * e->c.block_size;
-    e->n_aside++;
     if (q->flags & ENGINE_RESERVE) {
         emit(e, ENGINE_EV_RESERVED, e->start_ps, slot);
         e->events[e->n_events - 1].record.reused_tok = q->cached_tok;
     }
 }
 
-/* A request that was put aside goes to the front of the queue, behind those that came back before it and
- * arrived here earlier. */
-static void come_back(struct engine *e, uint32_t slot)
+void engine_come_back(struct engine *e, uint32_t slot, bool kv_came)
 {
     struct seq *q = &e->seqs[slot];
     uint32_t i = 0;
     for (; i < e->waiting.n; i++) {
         const struct seq *o = &e->seqs[deque_at(&e->waiting, i)];
-        if (!o->kv_came || o->order > q->order)
+        if (!o->came_back || o->kv_came < kv_came || (o->kv_came == kv_came && o->order > q->order))
             break;
     }
     deque_insert_at(&e->waiting, i, slot);
     q->state = SEQ_WAITING;
-    q->kv_came = true;
+    q->came_back = true;
+    q->kv_came = kv_came;
     e->n_aside--;
-    room_made(e);
+    engine_room_made(e);
+}
+
+void engine_drop_aside(struct engine *e, uint32_t slot)
+{
+    kv_release(&e->kv, &e->seqs[slot].hold);
+    seq_free(e, slot);
+    e->n_aside--;
+    engine_room_made(e);
 }
 
 void engine_arrived(struct engine *e, int64_t now, uint32_t slot)
 {
     struct seq *q = &e->seqs[slot];
     assert(q->state == SEQ_ASIDE && q->flags & ENGINE_RESERVE);
-    cut(e, now);
+    engine_cut(e, now);
     q->flags &= (uint8_t)~ENGINE_RESERVE;
     q->computed = seq_tokens(q) - 1;
-    come_back(e, slot);
+    engine_come_back(e, slot, true);
 }
 
 void engine_admit(struct engine *e, uint32_t waiting_index, uint32_t hit_blocks)
@@ -451,7 +486,7 @@ void engine_admit(struct engine *e, uint32_t waiting_index, uint32_t hit_blocks)
             kv_attach(&e->kv, &q->spec, hit_blocks, &q->hold);
         q->computed = q->cached_tok = hit_blocks * e->c.block_size;
     }
-    q->kv_came = false;
+    q->came_back = q->kv_came = false;
     uint32_t reused = q->cached_tok < q->spec.prompt_tok ? q->cached_tok : q->spec.prompt_tok;
     if (q->rec.first_admit_ps < 0) {
         q->rec.first_admit_ps = e->start_ps;
@@ -470,13 +505,18 @@ void engine_preempt(struct engine *e, uint32_t running_index)
     memmove(&e->running[running_index], &e->running[running_index + 1],
             (e->n_running - running_index - 1) * sizeof *e->running);
     e->n_running--;
+    if (e->tiers)
+        tiers_preempted(e, slot);
     kv_release(&e->kv, &q->hold);
     q->computed = 0;
     q->state = SEQ_WAITING;
     q->preempted_before = true;
     q->rec.preemptions++;
     e->stats.preemptions++;
-    deque_push_front(&e->waiting, slot);
+    uint32_t i = 0; /* to the front, but whoever holds blocks already must get on */
+    while (i < e->waiting.n && e->seqs[deque_at(&e->waiting, i)].kv_came)
+        i++;
+    deque_insert_at(&e->waiting, i, slot);
     trace_add(e, STEP_PREEMPTED, q->handle);
 }
 
@@ -653,7 +693,7 @@ static uint64_t passes_until(const struct engine *e, uint64_t max, int64_t until
     return n;
 }
 
-static void cut(struct engine *e, int64_t now)
+void engine_cut(struct engine *e, int64_t now)
 {
     if (e->in_pass && e->skipping && e->steps > 1 && e->end_ps > now)
         e->steps = passes_until(e, e->steps, now, &e->end_ps);
@@ -728,9 +768,9 @@ static void let_go(struct engine *e, bool all)
             e->leaving[n++] = slot;
             continue;
         }
-        kv_release(&e->kv, &e->seqs[slot].hold);
+        free_blocks(e, slot);
         seq_free(e, slot);
-        room_made(e);
+        engine_room_made(e);
     }
     e->n_leaving = n;
 }
@@ -740,7 +780,7 @@ static void take_arrivals(struct engine *e)
     while (e->arriving.n) {
         deque_push_back(&e->waiting, deque_at(&e->arriving, 0));
         deque_remove_at(&e->arriving, 0);
-        room_made(e);
+        engine_room_made(e);
     }
 }
 
@@ -767,7 +807,10 @@ static bool start_pass(struct engine *e)
     (e->ops->describe ? e->ops->describe : engine_describe_batch)(e, &b);
     e->skipping = false;
     e->in_pass = true;
-    e->end_ps = e->start_ps + pass_time(e, &b);
+    int64_t begin = e->start_ps;
+    if (e->tiers && tiers_flush_ps(e) > begin)
+        begin = tiers_flush_ps(e);
+    e->end_ps = begin + pass_time(e, &b);
     return true;
 }
 
@@ -780,6 +823,8 @@ void engine_start(struct engine *e, int64_t now, int64_t horizon)
     e->slow = e->slow_next;
     let_go(e, false);
     uint64_t n = skippable(e);
+    if (e->tiers && tiers_next_ps(e) < horizon)
+        horizon = tiers_next_ps(e);
     if (n > 1)
         start_skip(e, n, horizon);
     else
@@ -788,7 +833,9 @@ void engine_start(struct engine *e, int64_t now, int64_t horizon)
 
 int64_t engine_next_ps(const struct engine *e)
 {
-    return e->in_pass ? e->end_ps : PS_NEVER;
+    if (e->in_pass)
+        return e->end_ps;
+    return e->tiers ? tiers_next_ps(e) : PS_NEVER;
 }
 
 /* One or more tokens of a request came out at `at`. */
@@ -817,6 +864,8 @@ static void finish(struct engine *e, uint32_t slot, int64_t at)
     q->rec.end_ps = at;
     q->rec.output_tok = q->out;
     e->stats.done++;
+    if (e->tiers)
+        tiers_store(e, slot, e->end_ps);
     emit(e, ENGINE_EV_DONE, at, slot);
     if (e->c.async_scheduling) {
         q->state = SEQ_LEAVING;
@@ -825,7 +874,7 @@ static void finish(struct engine *e, uint32_t slot, int64_t at)
         e->leaving[e->n_leaving++] = slot;
         return;
     }
-    kv_release(&e->kv, &q->hold);
+    free_blocks(e, slot);
     seq_free(e, slot);
 }
 
@@ -843,7 +892,7 @@ static void compact_running(struct engine *e)
         e->running[n++] = slot;
     }
     if (n != e->n_running)
-        room_made(e);
+        engine_room_made(e);
     e->n_running = n;
     e->all_decode = all;
 }
@@ -935,7 +984,7 @@ static void end_skip(struct engine *e)
         uint32_t slot = e->running[i];
         struct seq *q = &e->seqs[slot];
         if (q->aborted) {
-            kv_release(&e->kv, &q->hold);
+            free_blocks(e, slot);
             seq_free(e, slot);
             gone = true;
         } else if (q->out == q->spec.output_tok) {
@@ -959,12 +1008,14 @@ static void end_item(struct engine *e, const struct batch_item *it)
         e->stats.prompt_tok +=
             (q->computed < q->spec.prompt_tok ? q->computed : q->spec.prompt_tok) - before;
     if (q->aborted) {
-        kv_release(&e->kv, &q->hold);
+        free_blocks(e, it->slot);
         seq_free(e, it->slot);
         return;
     }
     if (q->computed < seq_tokens(q))
         return;
+    if (e->tiers && !it->decode)
+        tiers_store(e, it->slot, e->end_ps);
     if (q->flags & ENGINE_PREFILL_ONLY) {
         q->rec.end_ps = e->end_ps;
         q->state = SEQ_HELD;
@@ -1016,13 +1067,18 @@ void engine_run(struct engine *e, int64_t until)
 {
     for (;;) {
         if (!e->in_pass) {
+            if (e->tiers)
+                tiers_run(e, e->end_ps);
             if (e->end_ps >= until)
                 return;
             engine_start(e, e->end_ps, until);
-            if (!e->in_pass) {
-                e->end_ps = until; /* idle until then */
+        }
+        if (!e->in_pass) { /* idle until then */
+            int64_t next = engine_next_ps(e);
+            e->end_ps = next < until ? next : until;
+            if (next > until)
                 return;
-            }
+            continue;
         }
         if (e->end_ps > until)
             return;
@@ -1045,7 +1101,7 @@ void engine_clear_events(struct engine *e)
 
 void engine_set_slow(struct engine *e, int64_t now, double factor)
 {
-    cut(e, now);
+    engine_cut(e, now);
     e->slow_next = factor;
 }
 
@@ -1072,6 +1128,8 @@ void engine_get_load(const struct engine *e, int64_t now, struct engine_load *ou
 void engine_get_stats(const struct engine *e, struct engine_stats *out)
 {
     *out = e->stats;
+    if (e->tiers)
+        tiers_get_stats(e, out);
 }
 
 const struct engine_config *engine_config_of(const struct engine *e)

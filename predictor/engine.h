@@ -37,7 +37,9 @@ enum engine_event_kind {
 struct engine_record {
     int64_t first_admit_ps, first_token_ps, second_token_ps, end_ps;
     uint32_t reused_tok,
-        reused_all_tok; /* prompt tokens found cached: first admission, all admissions */
+        reused_all_tok; /* prompt tokens found cached, loaded ones too: first admission, all admissions */
+    uint32_t host_tok,
+        shared_tok; /* tokens loaded from host memory and from the shared store, in all */
     uint32_t preemptions, output_tok;
 };
 
@@ -67,16 +69,21 @@ struct engine_load {
 struct engine_stats {
     uint64_t passes, preemptions, prompt_tok, output_tok, reused_tok, admitted, done;
     int64_t busy_ps;
+    /* tiers: tokens loaded from host memory and from the shared store; copied down; not, for want of room */
+    uint64_t host_tok, shared_tok, stored_tok, not_stored_tok;
 };
 
 struct engine;
+struct shared_tier;
+struct shared_tier_done;
 
 /* NULL: out of memory, or a config that engine_config_check refuses. seed: speculative decoding's draws. */
 struct engine *engine_new(const struct engine_config *c, uint64_t seed);
 void engine_free(struct engine *e);
 
 /* Makes dst equal to src (same config class not required). Events, logs and the histogram pointer are not
- * copied. 0 or WEIR_E_NOMEM, then dst is as before. This is the what-if's clone: a few memcpy. */
+ * copied, and a copy knows of no shared store: its reads under way end when they probably would, and it finds
+ * nothing more there. 0 or WEIR_E_NOMEM, then dst is as before. This is the what-if's clone: a few memcpy. */
 WEIR_NODISCARD int engine_copy(struct engine *dst, const struct engine *src);
 
 /* Takes passes one at a time, the slow path that fast-forward is tested against. */
@@ -86,6 +93,12 @@ void engine_want_first_tokens(struct engine *e, bool on);
 void engine_set_itl(struct engine *e, struct hist *itl);
 /* Every step that starts at or after now takes factor times as long. */
 void engine_set_slow(struct engine *e, int64_t now, double factor);
+
+/* The store that this engine shares with others, which know it as `client`; only if num_shared_blocks is set.
+ * Borrowed. Transfers that shared_tier_pop gives out for this client go to engine_shared_done at their
+ * time. */
+void engine_set_shared(struct engine *e, struct shared_tier *s, uint32_t client);
+void engine_shared_done(struct engine *e, int64_t now, const struct shared_tier_done *done);
 
 /* As of time now. 0 and *slot, or WEIR_E_TOO_LARGE (can never fit: prompt + output, in blocks or against
  * max_model_len), WEIR_E_INVALID (zero prompt or output). s is copied, its keys are borrowed until the

@@ -161,6 +161,9 @@ static const char *check_choices(const struct engine_config *c)
     if (c->scheduler == SCHED_VLLM && c->num_gpu_blocks < 2)
         return "num_gpu_blocks must be at least 2 for scheduler vllm, which keeps one as the null "
                "block";
+    if ((c->num_host_blocks || c->num_shared_blocks) && !c->enable_prefix_caching)
+        return "num_host_blocks and num_shared_blocks need enable_prefix_caching, by which blocks "
+               "are found again";
     if (c->kv_bytes_per_token > ENGINE_MAX_KV_BYTES)
         return "kv_bytes_per_token must be 0 (transfers take no time)..1073741824";
     return NULL;

@@ -22,7 +22,8 @@ struct seq {
     uint8_t state; /* enum seq_state */
     uint8_t flags; /* enum engine_submit_flags */
     bool preempted_before, aborted, extended_keys;
-    bool kv_came;        /* waiting: its KV came, and it holds all blocks that it needs to go on */
+    bool came_back;      /* waiting: was put aside, and goes before others; */
+    bool kv_came;        /* and holds all blocks that it needs to go on from `computed` */
     uint32_t out;        /* tokens generated */
     uint32_t computed;   /* tokens whose KV is there (as of the last finished pass) */
     uint32_t sched;      /* tokens in the running pass */
@@ -51,6 +52,9 @@ struct sched_ops {
     void (*skipped)(struct engine *e, uint64_t n);
     /* Fills the timing description of the batch; NULL: engine_describe_batch. */
     void (*describe)(const struct engine *e, struct step_batch *b);
+    /* How blocks of a prompt get their names: kv_name or kv_name_shared. */
+    void (*name_blocks)(struct kv *kv, const struct request_spec *s, struct kv_hold *hold,
+                        uint32_t named);
 };
 
 extern const struct sched_ops sched_vllm, sched_sglang, sched_trtllm, sched_dynosim;
@@ -64,6 +68,7 @@ struct engine {
     struct engine_config c;
     const struct sched_ops *ops;
     struct kv kv;
+    struct engine_tiers *tiers; /* engine_tier.c; NULL: nothing below the GPU */
 
     struct seq *seqs;
     uint32_t seqs_used, seqs_cap, seqs_free;
@@ -120,7 +125,6 @@ static inline uint32_t blocks_for(const struct engine *e, uint64_t tok)
 }
 
 void deque_push_back(struct deque *d, uint32_t v);
-void deque_push_front(struct deque *d, uint32_t v);
 uint32_t deque_at(const struct deque *d, uint32_t i);
 void deque_remove_at(struct deque *d, uint32_t i);
 void deque_insert_at(struct deque *d, uint32_t i, uint32_t v);
@@ -135,20 +139,57 @@ static inline uint32_t engine_new_blocks(const struct kv_match *m, uint32_t bloc
     return blocks - m->blocks + m->free_blocks;
 }
 
-/* Takes `blocks` for waiting[i], those of m from the cache, and puts it aside until its KV has come. */
+/* Puts waiting[i] aside until its KV has come, and takes `blocks` for it, those of m from the cache (NULL: takes
+ * none). */
 void engine_put_aside(struct engine *e, uint32_t waiting_index, const struct kv_match *m,
                       uint32_t blocks);
+/* A request that was put aside goes to the front of the queue. kv_came: it holds all that it needs to go on
+ * from q->computed. Such requests stand before all others there (or nothing might ever fit beside the blocks
+ * that they hold), those that came back without behind them, both in the order of their arrival here. */
+void engine_come_back(struct engine *e, uint32_t slot, bool kv_came);
+/* It ends there. */
+void engine_drop_aside(struct engine *e, uint32_t slot);
+/* Something left: what waits may fit now. */
+void engine_room_made(struct engine *e);
+/* Passes in flight whose start is not before `now` do not happen as planned: something comes then. */
+void engine_cut(struct engine *e, int64_t now);
+
+/* ---- engine_tier.c: only with e->tiers, but for tiers_new, which fills it if the limits ask for it */
+WEIR_NODISCARD int tiers_new(struct engine *e);
+void tiers_free(struct engine_tiers *t);
+/* Makes *dst if it is NULL, with room for what src has; then tiers_copy. */
+WEIR_NODISCARD int tiers_reserve_as(struct engine_tiers **dst, const struct engine_tiers *src);
+void tiers_copy(struct engine_tiers *dst, const struct engine_tiers *src);
+/* Copies down the request's full blocks, as far as they are not there. */
+void tiers_store(struct engine *e, uint32_t slot, int64_t now);
+/* Whether the request's blocks stay on the GPU until they have been copied; its hold is taken over then. */
+bool tiers_keep(struct engine *e, uint32_t slot);
+/* The request loses its blocks at once. */
+void tiers_preempted(struct engine *e, uint32_t slot);
+int64_t tiers_flush_ps(const struct engine *e); /* no pass begins before */
+/* Whether waiting[i] waits for blocks from below, or for somebody who loads them; see engine_defer. */
+bool tiers_load(struct engine *e, uint32_t waiting_index, const struct kv_match *m, uint32_t blocks,
+                uint32_t limit);
+/* When something completes next, and what is complete by now, at a boundary between passes. */
+int64_t tiers_next_ps(const struct engine *e);
+void tiers_run(struct engine *e, int64_t now);
+/* Whether the request, which is aside, must stay there until its load is complete. */
+bool tiers_abort(struct engine *e, uint32_t slot);
+void tiers_kill(struct engine *e);
+void tiers_get_stats(const struct engine *e, struct engine_stats *out);
+const char *tiers_validate(const struct engine *e);
 
 /* For a scheduler that has found room for waiting[i]: whether it does not run yet but waits for KV from
  * elsewhere, with `blocks` taken. These must do until it generates, so that it can always go on when its KV
- * has come; m: what it found cached. */
+ * has come; m: what it found cached of its first `limit` blocks. */
 static inline bool engine_defer(struct engine *e, uint32_t waiting_index, const struct kv_match *m,
-                                uint32_t blocks)
+                                uint32_t blocks, uint32_t limit)
 {
-    if (!(e->seqs[deque_at(&e->waiting, waiting_index)].flags & ENGINE_RESERVE))
-        return false;
-    engine_put_aside(e, waiting_index, m, blocks);
-    return true;
+    if (e->seqs[deque_at(&e->waiting, waiting_index)].flags & ENGINE_RESERVE) {
+        engine_put_aside(e, waiting_index, m, blocks);
+        return true;
+    }
+    return e->tiers && tiers_load(e, waiting_index, m, blocks, limit);
 }
 
 /* waiting[i] -> running, with the first hit_blocks taken from the cache (none for one that has arrived);

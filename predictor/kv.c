@@ -80,15 +80,18 @@ static uint32_t *bucket_slot(struct kv *kv, uint32_t i)
     return slot;
 }
 
-static void bucket_grow(struct kv *kv)
+static uint32_t bucket_count(const struct kv *kv)
 {
-    uint32_t old_n = kv->buckets ? kv->bucket_mask + 1 : 0, *old = kv->buckets;
-    uint32_t n = old_n ? old_n * 2 : 64;
-    kv->buckets = malloc(n * sizeof *kv->buckets);
-    if (!kv->buckets)
-        abort();
+    return kv->buckets ? kv->bucket_mask + 1 : 0;
+}
+
+/* Moves all runs to a table of n (a power of two), which is the kv's from now on. */
+static void bucket_move(struct kv *kv, uint32_t *to, uint32_t n)
+{
+    uint32_t old_n = bucket_count(kv), *old = kv->buckets;
+    kv->buckets = to;
     kv->bucket_mask = n - 1;
-    memset(kv->buckets, 0xff, n * sizeof *kv->buckets);
+    memset(to, 0xff, n * sizeof *to);
     for (uint32_t b = 0; b < old_n; b++) {
         for (uint32_t i = old[b], next; i != KV_NONE; i = next) {
             next = kv->runs[i].chain;
@@ -96,6 +99,15 @@ static void bucket_grow(struct kv *kv)
         }
     }
     free(old);
+}
+
+static void bucket_grow(struct kv *kv)
+{
+    uint32_t n = kv->buckets ? bucket_count(kv) * 2 : 64;
+    uint32_t *to = malloc(n * sizeof *to);
+    if (!to)
+        abort();
+    bucket_move(kv, to, n);
 }
 
 /* ---- key pool: pieces of 2^class keys, free lists through the first key */
@@ -359,15 +371,27 @@ void kv_deinit(struct kv *kv)
     memset(kv, 0, sizeof *kv);
 }
 
-int kv_copy(struct kv *dst, const struct kv *src)
+int kv_reserve_as(struct kv *dst, const struct kv *src)
 {
-    uint32_t buckets_cap = dst->buckets ? dst->bucket_mask + 1 : 0;
-    uint32_t n_buckets = src->buckets ? src->bucket_mask + 1 : 0;
+    uint32_t buckets_cap = bucket_count(dst);
     if (MEM_RESERVE(dst->runs, dst->runs_cap, src->runs_used) ||
         MEM_RESERVE(dst->pieces, dst->pieces_cap, src->pieces_used) ||
-        MEM_RESERVE(dst->keys, dst->keys_cap, src->keys_used) ||
-        MEM_RESERVE(dst->buckets, buckets_cap, n_buckets))
+        MEM_RESERVE(dst->keys, dst->keys_cap, src->keys_used))
         return WEIR_E_NOMEM;
+    if (bucket_count(src) <= buckets_cap)
+        return 0;
+    uint32_t *buckets = malloc(bucket_count(src) * sizeof *buckets);
+    if (!buckets)
+        return WEIR_E_NOMEM;
+    bucket_move(dst, buckets, bucket_count(src));
+    return 0;
+}
+
+int kv_copy(struct kv *dst, const struct kv *src)
+{
+    if (kv_reserve_as(dst, src))
+        return WEIR_E_NOMEM;
+    uint32_t buckets_cap = bucket_count(dst), n_buckets = bucket_count(src);
     struct kv old = *dst;
     *dst = *src;
     dst->runs = old.runs;
@@ -419,6 +443,13 @@ struct kv_match kv_lookup(const struct kv *kv, const struct request_spec *s, uin
     }
     m.blocks = depth;
     return m;
+}
+
+bool kv_same_block(const struct kv *kv, const struct request_spec *a, const struct request_spec *b,
+                   uint32_t block)
+{
+    return block_name(kv, a, keyed_blocks(kv, a), block) ==
+           block_name(kv, b, keyed_blocks(kv, b), block);
 }
 
 void kv_attach(struct kv *kv, const struct request_spec *s, uint32_t blocks, struct kv_hold *hold)

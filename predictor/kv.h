@@ -101,6 +101,8 @@ void kv_deinit(struct kv *kv);
 /* Makes dst (initialised by kv_init, or a former copy) equal to src. The log is not copied. 0 or
  * WEIR_E_NOMEM, then dst is as before. */
 WEIR_NODISCARD int kv_copy(struct kv *dst, const struct kv *src);
+/* Makes room in dst for that; then kv_copy does not fail. 0 or WEIR_E_NOMEM; dst keeps what it has. */
+WEIR_NODISCARD int kv_reserve_as(struct kv *dst, const struct kv *src);
 
 static inline uint32_t kv_free_blocks(const struct kv *kv)
 {
@@ -118,6 +120,10 @@ struct kv_match {
 
 /* Longest chain of cached blocks at the head of s, at most max_blocks. Changes nothing. */
 struct kv_match kv_lookup(const struct kv *kv, const struct request_spec *s, uint32_t max_blocks);
+
+/* Whether block `block` has the same content, and all above it, in both. */
+bool kv_same_block(const struct kv *kv, const struct request_spec *a, const struct request_spec *b,
+                   uint32_t block);
 
 /* Takes the first `blocks` blocks of s that kv_lookup found into hold (which is empty). */
 void kv_attach(struct kv *kv, const struct request_spec *s, uint32_t blocks, struct kv_hold *hold);

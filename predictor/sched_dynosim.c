@@ -88,4 +88,5 @@ const struct sched_ops sched_dynosim = {
     .schedule = schedule,
     .waiting_stays = waiting_stays,
     .describe = describe,
+    .name_blocks = kv_name,
 };

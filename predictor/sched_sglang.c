@@ -98,16 +98,20 @@ static double rem_total_tok(const struct engine *e, const struct budget *b)
     return free_tok(e) - b->reserved_tok - (double)b->promised_tok;
 }
 
+/* Pages of a request that can be there before it runs. */
+static uint32_t most_pages(const struct engine *e, const struct seq *q)
+{
+    uint32_t tok = seq_tokens(q) - 1;
+    return (tok < q->spec.prompt_tok ? tok : q->spec.prompt_tok) / e->c.block_size;
+}
+
 /* Cached pages a waiting request can use: prompt only, and never its last token. One whose KV has come has
  * its pages already. */
 static struct kv_match prefix_of(const struct engine *e, const struct seq *q)
 {
     if (q->kv_came)
         return (struct kv_match){seq_tokens(q) / e->c.block_size, 0};
-    uint32_t tok = seq_tokens(q) - 1;
-    if (tok > q->spec.prompt_tok)
-        tok = q->spec.prompt_tok;
-    return kv_lookup(&e->kv, &q->spec, tok / e->c.block_size);
+    return kv_lookup(&e->kv, &q->spec, most_pages(e, q));
 }
 
 /* What admission of q takes out of the pool in the end; cached pages that nobody holds count too.
@@ -195,7 +199,7 @@ static bool admit_one(struct engine *e, struct budget *b, uint32_t w)
         e->waiting_blocked = true;
         return false;
     }
-    if (!q->kv_came && engine_defer(e, w, &m, blocks_for(e, tok)))
+    if (!q->kv_came && engine_defer(e, w, &m, blocks_for(e, tok), most_pages(e, q)))
         return true;
     uint32_t left = remote ? 1 : tok - (q->kv_came ? q->computed : m.blocks * e->c.block_size);
     if (e->n_batch && page_ceil(e, left) >= b->input_tok)
@@ -229,8 +233,8 @@ static void lpm_order(const struct engine *e, uint32_t *slots)
         uint32_t slot = deque_at(&e->waiting, i);
         const struct seq *q = &e->seqs[slot];
         uint32_t hit_tok = prefix_of(e, q).blocks * e->c.block_size;
-        uint32_t r = UINT32_MAX - 1 - hit_tok, at = i;
-        if (hit_tok <= IN_BATCH_CHECK_TOK) {
+        uint32_t r = q->kv_came ? 0 : UINT32_MAX - 1 - hit_tok, at = i;
+        if (!q->kv_came && hit_tok <= IN_BATCH_CHECK_TOK) {
             uint32_t j = 0;
             while (j < n_fresh && !same_start(&q->spec, &e->seqs[fresh[j]].spec))
                 j++;
@@ -441,4 +445,5 @@ const struct sched_ops sched_sglang = {
     .schedule = schedule,
     .waiting_stays = waiting_stays,
     .skipped = skipped,
+    .name_blocks = kv_name_shared,
 };

@@ -105,7 +105,7 @@ static bool admit_one(struct engine *e, uint32_t *budget, uint32_t *unpromised)
             e->waiting_blocked = true;
             return false;
         }
-        if (engine_defer(e, 0, &m, blocks_at_end(e, q))) {
+        if (engine_defer(e, 0, &m, blocks_at_end(e, q), (tok - 1) / e->c.block_size)) {
             *unpromised -= needed;
             return true;
         }
@@ -172,4 +172,5 @@ const struct sched_ops sched_trtllm = {
     .name = "trtllm",
     .schedule = schedule,
     .waiting_stays = waiting_stays,
+    .name_blocks = kv_name,
 };

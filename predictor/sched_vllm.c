@@ -33,7 +33,7 @@ static uint32_t pick_victim(const struct engine *e)
 static uint32_t pick_waiting(const struct engine *e)
 {
     uint32_t best = 0;
-    if (e->c.policy != SCHED_PRIORITY)
+    if (e->c.policy != SCHED_PRIORITY || e->seqs[deque_at(&e->waiting, 0)].kv_came)
         return best;
     for (uint32_t i = 1; i < e->waiting.n; i++) {
         if (rank_less(&e->seqs[deque_at(&e->waiting, i)], &e->seqs[deque_at(&e->waiting, best)]))
@@ -118,7 +118,7 @@ static bool admit_one(struct engine *e, uint32_t *budget, uint32_t cap)
             e->waiting_blocked = true;
             return false;
         }
-        if (engine_defer(e, w, &m, blocks_for(e, tok)))
+        if (engine_defer(e, w, &m, blocks_for(e, tok), (tok - 1) / bs))
             return true;
     }
     left = remote ? 1 : tok - (q->kv_came ? q->computed : m.blocks * bs);
@@ -155,4 +155,5 @@ const struct sched_ops sched_vllm = {
     .name = "vllm",
     .schedule = schedule,
     .waiting_stays = waiting_stays,
+    .name_blocks = kv_name,
 };
