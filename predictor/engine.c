@@ -787,9 +787,12 @@ static void take_arrivals(struct engine *e)
 /* Lets the scheduler fill the batch of the pass that begins. */
 static void plan(struct engine *e)
 {
+    uint64_t preemptions = e->stats.preemptions;
     e->n_batch = 0;
     e->ready = e->waiting_blocked = false;
     e->ops->schedule(e);
+    if (!e->n_batch && e->stats.preemptions != preemptions && !e->tracing)
+        e->ops->schedule(e); /* an empty step: whoever is left goes right on */
     if (!e->n_batch && (e->arriving.n || e->n_leaving)) { /* it was idle: sees everything */
         let_go(e, true);
         take_arrivals(e);

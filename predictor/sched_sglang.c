@@ -354,8 +354,8 @@ static bool make_room(struct engine *e, bool *retracted)
 {
     uint32_t n;
     while (decode_pages(e, &n) > kv_free_blocks(&e->kv)) {
-        if (n > 1)
-            engine_preempt(e, pick_victim(e));
+        if (n > 1 || (n && e->waiting.n && e->seqs[deque_at(&e->waiting, 0)].kv_came))
+            engine_preempt(e, pick_victim(e)); /* all of them, for one who has its pages already */
         else if (e->sgl_chunked != ENGINE_NO_SLOT)
             retract_chunked(e);
         else
