@@ -252,17 +252,23 @@ uint32_t fleet_candidates(struct fleet *f, enum worker_role role, uint64_t need_
 
 /* ---- prefixes */
 
+static struct prefix_chain chain_of(const struct core_request *r, uint32_t block_size)
+{
+    return (struct prefix_chain){
+        .keys = r->keys, .n_keys = r->n_keys, .key_tok = r->key_tok, .block_tok = block_size};
+}
+
 void fleet_match(struct fleet *f, const struct core_request *r)
 {
     if (!f->index || !r->n_keys)
         return;
     for (uint32_t i = 0; i < f->n_sizes; i++) {
-        uint32_t size = f->sizes[i];
+        struct prefix_chain p = chain_of(r, f->sizes[i]);
         uint32_t *touched = f->touched + f->n_touched;
-        uint32_t n = prefix_index_match(f->index, r->keys, r->key_tok, r->n_keys, size,
-                                        r->prompt_tok / size, f->cached_tok, touched);
+        uint32_t n = prefix_index_match(f->index, &p, prefix_chain_blocks(&p, r->prompt_tok),
+                                        f->cached_tok, touched);
         for (uint32_t k = 0; k < n; k++)
-            f->cached_tok[touched[k]] *= size;
+            f->cached_tok[touched[k]] *= p.block_tok;
         f->n_touched += n;
     }
 }
@@ -275,28 +281,17 @@ void fleet_forget_match(struct fleet *f)
 
 void fleet_guess_cached(struct fleet *f, uint32_t w, const struct core_request *r)
 {
-    if (f->knows != POLICY_PREFIX_DISPATCH)
+    if (f->knows != POLICY_PREFIX_DISPATCH || !r->n_keys)
         return;
-    uint32_t size = f->config[w].block_size;
-    uint64_t reach_tok = (uint64_t)r->n_keys * r->key_tok;
-    uint64_t tok = reach_tok < r->prompt_tok ? reach_tok : r->prompt_tok;
-    /* the first block last, so that prefixes are forgotten from their ends */
-    for (uint32_t i = (uint32_t)(tok / size); i-- > 0;)
-        prefix_index_set(f->index, prefix_request_name(r->keys, r->key_tok, i, size), w);
+    struct prefix_chain p = chain_of(r, f->config[w].block_size);
+    prefix_index_set(f->index, &p, prefix_chain_blocks(&p, r->prompt_tok), w);
 }
 
 void fleet_cache_event(struct fleet *f, uint32_t w, const struct core_cache_event *ev)
 {
-    if (f->knows != POLICY_PREFIX_EVENTS || !f->workers[w].up)
-        return;
-    uint32_t size = f->config[w].block_size;
-    for (uint32_t i = 0; i < ev->n_blocks; i++) {
-        uint64_t name = prefix_name(ev->keys[i], ev->depth + i, size);
-        if (ev->stored)
-            prefix_index_set(f->index, name, w);
-        else
-            prefix_index_drop(f->index, name, w);
-    }
+    if (f->knows == POLICY_PREFIX_EVENTS && f->workers[w].up)
+        prefix_index_change(f->index, w, f->config[w].block_size, ev->stored, ev->depth,
+                            ev->n_blocks, ev->keys);
 }
 
 /* ---- books */

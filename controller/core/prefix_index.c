@@ -1,12 +1,13 @@
-/* prefix_index.c - see prefix_index.h. Two open-addressing tables (linear probing, deletion by moving back):
+/* prefix_index.c - see prefix_index.h.
  *
- *   names   name           -> how many workers have it, first pair of their list
- *   slots   (name, worker) -> pair
- *
- *   pair: in the list of its name (any order) and in the list of its worker (by last touch)
+ *   table     open addressing by span name (linear probing, deletion by moving back)
+ *   holders   who has a span: one pair in the table itself, or an array ordered by worker
+ *   pairs     (span, worker): its blocks, references, place among its worker's pairs by last touch
+ *   tallies   references block by block, for pairs whose requests use different parts of the span
  */
 #include "controller/core/prefix_index.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,54 +16,71 @@
 
 #define NONE UINT32_MAX
 #define FIRST_SLOTS 64u
+#define SPAN_BLOCKS 64u
+#define SIZE_CLASSES 16 /* arrays of holders: 2^class, up to 2^15 */
 
-struct name {
+/* A slot of the table; n is 0: empty. */
+struct entry {
     uint64_t name;
-    uint32_t first; /* pair */
-    uint32_t n;     /* workers that have it; 0: empty slot */
+    uint32_t at; /* size_class 0: the pair; else first holder in the pool */
+    uint16_t n;  /* workers */
+    uint8_t size_class;
+};
+
+struct holder {
+    uint64_t mask; /* copy of the pair's, to be read in a row */
+    uint32_t worker, pair;
 };
 
 struct pair {
     uint64_t name;
-    uint32_t worker, refs;
-    uint32_t prev, next;   /* same name; next also links the free ones */
-    uint32_t older, newer; /* same worker */
+    uint64_t mask; /* blocks that are there: bit = depth % 64 */
+    uint32_t worker;
+    uint32_t refs;         /* requests that use it; `what is cached`: 0 */
+    uint32_t tally;        /* NONE: all refs use the same blocks */
+    uint32_t older, newer; /* of the same worker; newer also links free pairs */
+};
+
+struct tally {
+    uint32_t refs[SPAN_BLOCKS]; /* refs[0] also links free tallies */
 };
 
 struct owner {
-    uint32_t oldest, newest, n;
+    uint64_t blocks;
+    uint32_t oldest, newest;
 };
 
 struct prefix_index {
-    struct name *names;
-    uint32_t names_mask, n_names;
-    uint32_t *slots; /* pair, NONE: empty */
-    uint32_t slots_mask, n_pairs;
+    struct entry *table;
+    uint32_t mask, n_entries;
+    struct holder *pool;
+    uint32_t pool_used, pool_cap, pool_free[SIZE_CLASSES];
     struct pair *pairs;
     uint32_t pairs_used, pairs_cap, pairs_free;
+    struct tally *tallies;
+    uint32_t tallies_used, tallies_cap, tallies_free;
     struct owner *owners;
-    uint32_t n_workers, max_entries;
+    uint32_t n_workers, max_blocks;
 };
 
-struct prefix_index *prefix_index_new(uint32_t n_workers, uint32_t max_entries)
+struct prefix_index *prefix_index_new(uint32_t n_workers, uint32_t max_blocks)
 {
     struct prefix_index *x = calloc(1, sizeof *x);
     if (!x)
         return NULL;
     x->n_workers = n_workers;
-    x->max_entries = max_entries;
-    x->pairs_free = NONE;
-    x->names = calloc(FIRST_SLOTS, sizeof *x->names);
-    x->slots = malloc(FIRST_SLOTS * sizeof *x->slots);
+    x->max_blocks = max_blocks;
+    x->pairs_free = x->tallies_free = NONE;
+    memset(x->pool_free, 0xff, sizeof x->pool_free);
+    x->mask = FIRST_SLOTS - 1;
+    x->table = calloc(FIRST_SLOTS, sizeof *x->table);
     x->owners = malloc((n_workers ? n_workers : 1) * sizeof *x->owners);
-    if (!x->names || !x->slots || !x->owners) {
+    if (!x->table || !x->owners) {
         prefix_index_free(x);
         return NULL;
     }
-    x->names_mask = x->slots_mask = FIRST_SLOTS - 1;
-    memset(x->slots, 0xff, FIRST_SLOTS * sizeof *x->slots);
     for (uint32_t w = 0; w < n_workers; w++)
-        x->owners[w] = (struct owner){NONE, NONE, 0};
+        x->owners[w] = (struct owner){0, NONE, NONE};
     return x;
 }
 
@@ -70,179 +88,195 @@ void prefix_index_free(struct prefix_index *x)
 {
     if (!x)
         return;
-    free(x->names);
-    free(x->slots);
+    free(x->table);
+    free(x->pool);
     free(x->pairs);
+    free(x->tallies);
     free(x->owners);
     free(x);
 }
 
-uint64_t prefix_name(uint64_t key, uint32_t depth, uint32_t block_tok)
+uint64_t prefix_index_blocks(const struct prefix_index *x, uint32_t worker)
 {
-    return rng_mix64(key ^ ((uint64_t)block_tok << 32 | depth));
+    return x->owners[worker].blocks;
 }
 
-uint64_t prefix_request_name(const uint64_t *keys, uint32_t key_tok, uint32_t depth,
-                             uint32_t block_tok)
+/* ---- spans of a prompt */
+
+struct span {
+    uint64_t name, mask;
+    uint32_t start, end; /* blocks [start, end) */
+};
+
+static uint64_t span_name(uint64_t key, uint32_t depth, uint32_t block_tok)
 {
-    uint64_t end = ((uint64_t)depth + 1) * block_tok;
-    return prefix_name(keys[(end + key_tok - 1) / key_tok - 1], depth, block_tok);
+    return rng_mix64(key ^ ((uint64_t)block_tok << 32 | depth / SPAN_BLOCKS));
 }
 
-/* ---- the table of names */
-
-static uint32_t name_at(const struct prefix_index *x, uint64_t name)
+/* Bits of blocks [start, end), which are in one span. */
+static uint64_t span_mask(uint32_t start, uint32_t end)
 {
-    uint32_t i = (uint32_t)name & x->names_mask;
-    while (x->names[i].n && x->names[i].name != name)
-        i = (i + 1) & x->names_mask;
+    return UINT64_MAX >> (SPAN_BLOCKS - (end - start)) << start % SPAN_BLOCKS;
+}
+
+/* The span that has block `depth`, cut off at n_blocks. */
+static struct span span_at(const struct prefix_chain *p, uint32_t depth, uint32_t n_blocks)
+{
+    uint64_t end_tok = ((uint64_t)depth + 1) * p->block_tok;
+    uint64_t key = (end_tok - 1) / p->key_tok;
+    uint64_t start = key * p->key_tok / p->block_tok;
+    uint64_t end = (key + 1) * p->key_tok / p->block_tok;
+    uint32_t from = depth / SPAN_BLOCKS * SPAN_BLOCKS;
+    struct span s = {.start = start > from ? (uint32_t)start : from,
+                     .end = end < from + SPAN_BLOCKS ? (uint32_t)end : from + SPAN_BLOCKS};
+    if (s.end > n_blocks)
+        s.end = n_blocks;
+    s.name = span_name(p->keys[key], depth, p->block_tok);
+    s.mask = span_mask(s.start, s.end);
+    return s;
+}
+
+/* ---- the table */
+
+/* The slot of this name, or the empty one where it would go. */
+static uint32_t slot_of(const struct prefix_index *x, uint64_t name)
+{
+    uint32_t i = (uint32_t)name & x->mask;
+    while (x->table[i].n && x->table[i].name != name)
+        i = (i + 1) & x->mask;
     return i;
 }
 
-static void *grown(size_t n, size_t size)
+static void table_grow(struct prefix_index *x)
 {
-    void *p = malloc(n * size);
-    if (!p)
+    struct entry *old = x->table;
+    uint32_t old_mask = x->mask;
+    x->mask = old_mask * 2 + 1;
+    x->table = calloc((size_t)x->mask + 1, sizeof *x->table);
+    if (!x->table)
         abort();
-    return p;
-}
-
-static void names_grow(struct prefix_index *x)
-{
-    struct name *old = x->names;
-    uint32_t old_mask = x->names_mask;
-    x->names_mask = old_mask * 2 + 1;
-    x->names = grown((size_t)x->names_mask + 1, sizeof *x->names);
-    memset(x->names, 0, ((size_t)x->names_mask + 1) * sizeof *x->names);
     for (uint32_t i = 0; i <= old_mask; i++) {
         if (old[i].n)
-            x->names[name_at(x, old[i].name)] = old[i];
+            x->table[slot_of(x, old[i].name)] = old[i];
     }
     free(old);
 }
 
-/* Empties slot i and moves back what would no longer be found. */
-static void name_remove(struct prefix_index *x, uint32_t i)
+/* Empties slot i, and moves back what could not be found any more behind it. */
+static void table_remove(struct prefix_index *x, uint32_t i)
 {
-    uint32_t j = i;
-    for (;;) {
-        x->names[i].n = 0;
-        for (;;) {
-            j = (j + 1) & x->names_mask;
-            if (!x->names[j].n) {
-                x->n_names--;
-                return;
-            }
-            uint32_t home = (uint32_t)x->names[j].name & x->names_mask;
-            if (((j - home) & x->names_mask) >= ((j - i) & x->names_mask))
-                break;
-        }
-        x->names[i] = x->names[j];
+    for (uint32_t j = (i + 1) & x->mask; x->table[j].n; j = (j + 1) & x->mask) {
+        uint32_t home = (uint32_t)x->table[j].name & x->mask;
+        if (((j - home) & x->mask) < ((j - i) & x->mask))
+            continue;
+        x->table[i] = x->table[j];
         i = j;
     }
+    x->table[i].n = 0;
+    x->n_entries--;
 }
 
-/* ---- the table of pairs */
+/* ---- arrays of holders */
 
-static uint32_t pair_home(const struct prefix_index *x, uint64_t name, uint32_t worker)
+static uint32_t pool_take(struct prefix_index *x, uint8_t size_class)
 {
-    uint64_t h = (name ^ worker) * UINT64_C(0x9e3779b97f4a7c15);
-    return (uint32_t)(h >> 32) & x->slots_mask;
-}
-
-/* The slot of the pair, or the empty one where it would go. */
-static uint32_t slot_at(const struct prefix_index *x, uint64_t name, uint32_t worker)
-{
-    uint32_t i = pair_home(x, name, worker);
-    for (;; i = (i + 1) & x->slots_mask) {
-        uint32_t p = x->slots[i];
-        if (p == NONE || (x->pairs[p].name == name && x->pairs[p].worker == worker))
-            return i;
+    uint32_t at = x->pool_free[size_class];
+    if (at != NONE) {
+        x->pool_free[size_class] = x->pool[at].pair;
+        return at;
     }
+    at = x->pool_used;
+    x->pool_used += 1u << size_class;
+    MEM_GROW(x->pool, x->pool_cap, x->pool_used);
+    return at;
 }
 
-static void slots_grow(struct prefix_index *x)
+static void pool_give(struct prefix_index *x, uint32_t at, uint8_t size_class)
 {
-    uint32_t *old = x->slots, old_mask = x->slots_mask;
-    x->slots_mask = old_mask * 2 + 1;
-    x->slots = grown((size_t)x->slots_mask + 1, sizeof *x->slots);
-    memset(x->slots, 0xff, ((size_t)x->slots_mask + 1) * sizeof *x->slots);
-    for (uint32_t i = 0; i <= old_mask; i++) {
-        if (old[i] != NONE)
-            x->slots[slot_at(x, x->pairs[old[i]].name, x->pairs[old[i]].worker)] = old[i];
+    x->pool[at].pair = x->pool_free[size_class];
+    x->pool_free[size_class] = at;
+}
+
+/* Moves the holders of e to an array of another size (from the table, if size_class was 0). */
+static void resize(struct prefix_index *x, struct entry *e, uint8_t size_class)
+{
+    uint32_t at = pool_take(x, size_class);
+    if (e->size_class) {
+        memcpy(&x->pool[at], &x->pool[e->at], e->n * sizeof *x->pool);
+        pool_give(x, e->at, e->size_class);
+    } else {
+        const struct pair *a = &x->pairs[e->at];
+        x->pool[at] = (struct holder){a->mask, a->worker, e->at};
     }
-    free(old);
+    e->at = at;
+    e->size_class = size_class;
 }
 
-static void slot_remove(struct prefix_index *x, uint32_t i)
+/* The first holder that is not below worker. */
+static uint32_t lower_bound(const struct holder *h, uint32_t n, uint32_t worker)
 {
-    uint32_t j = i;
-    for (;;) {
-        x->slots[i] = NONE;
-        for (;;) {
-            j = (j + 1) & x->slots_mask;
-            uint32_t p = x->slots[j];
-            if (p == NONE)
-                return;
-            uint32_t home = pair_home(x, x->pairs[p].name, x->pairs[p].worker);
-            if (((j - home) & x->slots_mask) >= ((j - i) & x->slots_mask))
-                break;
+    uint32_t low = 0;
+    while (n) {
+        uint32_t half = n / 2;
+        if (h[low + half].worker < worker) {
+            low += half + 1;
+            n -= half + 1;
+        } else {
+            n = half;
         }
-        x->slots[i] = x->slots[j];
-        i = j;
     }
+    return low;
 }
 
-/* ---- the lists */
+/* ---- pairs */
 
-static void name_link(struct prefix_index *x, uint32_t p)
+/* Where a pair is. */
+struct place {
+    uint32_t slot;   /* in the table */
+    uint32_t pair;   /* NONE: not there */
+    uint32_t holder; /* index in the entry's array, or where it would go */
+};
+
+static struct place find(const struct prefix_index *x, uint64_t name, uint32_t worker)
 {
-    struct pair *a = &x->pairs[p];
-    if (x->n_names >= x->names_mask / 2)
-        names_grow(x);
-    struct name *s = &x->names[name_at(x, a->name)];
-    if (!s->n) {
-        *s = (struct name){a->name, NONE, 0};
-        x->n_names++;
+    struct place at = {slot_of(x, name), NONE, 0};
+    const struct entry *e = &x->table[at.slot];
+    if (!e->n)
+        return at;
+    if (!e->size_class) {
+        if (x->pairs[e->at].worker == worker)
+            at.pair = e->at;
+        return at;
     }
-    a->prev = NONE;
-    a->next = s->first;
-    if (s->first != NONE)
-        x->pairs[s->first].prev = p;
-    s->first = p;
-    s->n++;
+    const struct holder *h = &x->pool[e->at];
+    at.holder = lower_bound(h, e->n, worker);
+    if (at.holder < e->n && h[at.holder].worker == worker)
+        at.pair = h[at.holder].pair;
+    return at;
 }
 
-static void name_unlink(struct prefix_index *x, uint32_t p)
+static void set_mask(struct prefix_index *x, struct place at, uint64_t mask)
 {
-    const struct pair *a = &x->pairs[p];
-    uint32_t i = name_at(x, a->name);
-    if (a->prev == NONE)
-        x->names[i].first = a->next;
-    else
-        x->pairs[a->prev].next = a->next;
-    if (a->next != NONE)
-        x->pairs[a->next].prev = a->prev;
-    if (x->names[i].n == 1)
-        name_remove(x, i);
-    else
-        x->names[i].n--;
+    const struct entry *e = &x->table[at.slot];
+    struct pair *a = &x->pairs[at.pair];
+    x->owners[a->worker].blocks += (uint64_t)__builtin_popcountll(mask);
+    x->owners[a->worker].blocks -= (uint64_t)__builtin_popcountll(a->mask);
+    a->mask = mask;
+    if (e->size_class)
+        x->pool[e->at + at.holder].mask = mask;
 }
 
-static void owner_link(struct prefix_index *x, uint32_t p)
+static void link_newest(struct prefix_index *x, uint32_t p)
 {
     struct pair *a = &x->pairs[p];
     struct owner *o = &x->owners[a->worker];
     a->newer = NONE;
     a->older = o->newest;
-    if (o->newest != NONE)
-        x->pairs[o->newest].newer = p;
-    else
-        o->oldest = p;
+    *(o->newest == NONE ? &o->oldest : &x->pairs[o->newest].newer) = p;
     o->newest = p;
 }
 
-static void owner_unlink(struct prefix_index *x, uint32_t p)
+static void unlink_pair(struct prefix_index *x, uint32_t p)
 {
     const struct pair *a = &x->pairs[p];
     struct owner *o = &x->owners[a->worker];
@@ -250,88 +284,225 @@ static void owner_unlink(struct prefix_index *x, uint32_t p)
     *(a->newer == NONE ? &o->newest : &x->pairs[a->newer].older) = a->older;
 }
 
-/* ---- pairs come and go */
-
-static void pair_free(struct prefix_index *x, uint32_t slot)
+static uint32_t pair_new(struct prefix_index *x, uint64_t name, uint32_t worker)
 {
-    uint32_t p = x->slots[slot];
-    slot_remove(x, slot);
-    name_unlink(x, p);
-    owner_unlink(x, p);
-    x->owners[x->pairs[p].worker].n--;
-    x->n_pairs--;
-    x->pairs[p].next = x->pairs_free;
-    x->pairs_free = p;
-}
-
-static void evict(struct prefix_index *x, uint32_t worker)
-{
-    const struct pair *a = &x->pairs[x->owners[worker].oldest];
-    pair_free(x, slot_at(x, a->name, worker));
-}
-
-/* The pair, as the most recent one of its worker; made if it is not there (without references). */
-static struct pair *touch(struct prefix_index *x, uint64_t name, uint32_t worker)
-{
-    uint32_t p = x->slots[slot_at(x, name, worker)];
+    uint32_t p = x->pairs_free;
     if (p != NONE) {
-        if (x->owners[worker].newest != p) {
-            owner_unlink(x, p);
-            owner_link(x, p);
-        }
-        return &x->pairs[p];
-    }
-    if (x->max_entries && x->owners[worker].n >= x->max_entries)
-        evict(x, worker);
-    if (x->n_pairs >= x->slots_mask / 2)
-        slots_grow(x);
-    p = x->pairs_free;
-    if (p != NONE) {
-        x->pairs_free = x->pairs[p].next;
+        x->pairs_free = x->pairs[p].newer;
     } else {
         p = x->pairs_used++;
         MEM_GROW(x->pairs, x->pairs_cap, x->pairs_used);
     }
-    x->pairs[p] = (struct pair){.name = name, .worker = worker};
-    x->slots[slot_at(x, name, worker)] = p;
-    name_link(x, p);
-    owner_link(x, p);
-    x->owners[worker].n++;
-    x->n_pairs++;
-    return &x->pairs[p];
+    x->pairs[p] = (struct pair){.name = name, .worker = worker, .tally = NONE};
+    link_newest(x, p);
+    return p;
 }
 
-void prefix_index_add(struct prefix_index *x, uint64_t name, uint32_t worker)
+/* Adds the pair that `find` did not find, without blocks. */
+static struct place insert(struct prefix_index *x, struct place at, uint64_t name, uint32_t worker)
 {
-    touch(x, name, worker)->refs++;
+    if (!x->table[at.slot].n && x->n_entries >= x->mask / 2) {
+        table_grow(x);
+        at.slot = slot_of(x, name);
+    }
+    at.pair = pair_new(x, name, worker);
+    struct entry *e = &x->table[at.slot];
+    if (!e->n) {
+        *e = (struct entry){.name = name, .at = at.pair, .n = 1};
+        x->n_entries++;
+        return at;
+    }
+    if (e->n == 1u << e->size_class)
+        resize(x, e, (uint8_t)(e->size_class + 1));
+    struct holder *h = &x->pool[e->at];
+    at.holder = lower_bound(h, e->n, worker);
+    memmove(&h[at.holder + 1], &h[at.holder], (e->n - at.holder) * sizeof *h);
+    h[at.holder] = (struct holder){0, worker, at.pair};
+    e->n++;
+    return at;
 }
 
-void prefix_index_set(struct prefix_index *x, uint64_t name, uint32_t worker)
+static struct place find_or_insert(struct prefix_index *x, uint64_t name, uint32_t worker)
 {
-    touch(x, name, worker)->refs = 1;
+    struct place at = find(x, name, worker);
+    return at.pair == NONE ? insert(x, at, name, worker) : at;
 }
 
-void prefix_index_drop(struct prefix_index *x, uint64_t name, uint32_t worker)
+static void tally_free(struct prefix_index *x, struct pair *a)
 {
-    uint32_t slot = slot_at(x, name, worker);
-    if (x->slots[slot] != NONE && --x->pairs[x->slots[slot]].refs == 0)
-        pair_free(x, slot);
+    if (a->tally == NONE)
+        return;
+    x->tallies[a->tally].refs[0] = x->tallies_free;
+    x->tallies_free = a->tally;
+    a->tally = NONE;
+}
+
+static void remove_pair(struct prefix_index *x, struct place at)
+{
+    struct entry *e = &x->table[at.slot];
+    set_mask(x, at, 0);
+    tally_free(x, &x->pairs[at.pair]);
+    unlink_pair(x, at.pair);
+    x->pairs[at.pair].newer = x->pairs_free;
+    x->pairs_free = at.pair;
+    if (e->size_class) {
+        struct holder *h = &x->pool[e->at];
+        memmove(&h[at.holder], &h[at.holder + 1], (e->n - at.holder - 1u) * sizeof *h);
+    }
+    e->n--;
+    if (!e->n) {
+        if (e->size_class)
+            pool_give(x, e->at, e->size_class);
+        table_remove(x, at.slot);
+    } else if (e->size_class > 1 && e->n == 1u << e->size_class >> 2) {
+        resize(x, e, (uint8_t)(e->size_class - 1));
+    }
 }
 
 void prefix_index_forget(struct prefix_index *x, uint32_t worker)
 {
-    while (x->owners[worker].n)
-        evict(x, worker);
+    while (x->owners[worker].oldest != NONE)
+        remove_pair(x, find(x, x->pairs[x->owners[worker].oldest].name, worker));
 }
 
-bool prefix_index_has(const struct prefix_index *x, uint64_t name, uint32_t worker)
+/* ---- what is cached */
+
+/* The least recent blocks go until the limit is kept; of a span, the deepest first. */
+static void evict(struct prefix_index *x, uint32_t worker)
 {
-    return x->slots[slot_at(x, name, worker)] != NONE;
+    const struct owner *o = &x->owners[worker];
+    while (x->max_blocks && o->blocks > x->max_blocks) {
+        const struct pair *a = &x->pairs[o->oldest];
+        uint64_t mask = a->mask, over = o->blocks - x->max_blocks;
+        struct place at = find(x, a->name, worker);
+        for (; mask && over; over--)
+            mask ^= UINT64_C(1) << (63 - __builtin_clzll(mask));
+        if (mask)
+            set_mask(x, at, mask);
+        else
+            remove_pair(x, at);
+    }
 }
 
-uint64_t prefix_index_pairs(const struct prefix_index *x, uint32_t worker)
+static void store(struct prefix_index *x, uint64_t name, uint64_t mask, uint32_t worker)
 {
-    return x->owners[worker].n;
+    struct place at = find_or_insert(x, name, worker);
+    set_mask(x, at, x->pairs[at.pair].mask | mask);
+    if (x->owners[worker].newest != at.pair) {
+        unlink_pair(x, at.pair);
+        link_newest(x, at.pair);
+    }
+}
+
+static void unstore(struct prefix_index *x, uint64_t name, uint64_t mask, uint32_t worker)
+{
+    struct place at = find(x, name, worker);
+    if (at.pair == NONE)
+        return;
+    mask = x->pairs[at.pair].mask & ~mask;
+    if (mask)
+        set_mask(x, at, mask);
+    else
+        remove_pair(x, at);
+}
+
+void prefix_index_set(struct prefix_index *x, const struct prefix_chain *p, uint32_t n_blocks,
+                      uint32_t worker)
+{
+    while (n_blocks) {
+        struct span s = span_at(p, n_blocks - 1, n_blocks);
+        store(x, s.name, s.mask, worker);
+        n_blocks = s.start;
+    }
+    evict(x, worker);
+}
+
+void prefix_index_change(struct prefix_index *x, uint32_t worker, uint32_t block_tok, bool stored,
+                         uint32_t depth, uint32_t n_blocks, const uint64_t *keys)
+{
+    for (uint32_t i = 0, next; i < n_blocks; i = next) {
+        uint32_t start = depth + i, room = SPAN_BLOCKS - start % SPAN_BLOCKS;
+        for (next = i + 1; next < n_blocks && next - i < room && keys[next] == keys[i];)
+            next++;
+        uint64_t name = span_name(keys[i], start, block_tok);
+        uint64_t mask = span_mask(start, start + next - i);
+        if (stored)
+            store(x, name, mask, worker);
+        else
+            unstore(x, name, mask, worker);
+    }
+    evict(x, worker);
+}
+
+/* ---- what is in use */
+
+static void tally_new(struct prefix_index *x, struct pair *a)
+{
+    uint32_t t = x->tallies_free;
+    if (t != NONE) {
+        x->tallies_free = x->tallies[t].refs[0];
+    } else {
+        t = x->tallies_used++;
+        MEM_GROW(x->tallies, x->tallies_cap, x->tallies_used);
+    }
+    a->tally = t;
+    for (uint32_t i = 0; i < SPAN_BLOCKS; i++)
+        x->tallies[t].refs[i] = a->mask >> i & 1 ? a->refs : 0;
+}
+
+static void count(struct tally *t, uint64_t mask, uint32_t by)
+{
+    for (; mask; mask &= mask - 1)
+        t->refs[__builtin_ctzll(mask)] += by;
+}
+
+void prefix_index_add(struct prefix_index *x, const struct prefix_chain *p, uint32_t n_blocks,
+                      uint32_t worker)
+{
+    for (uint32_t depth = 0; depth < n_blocks;) {
+        struct span s = span_at(p, depth, n_blocks);
+        struct place at = find_or_insert(x, s.name, worker);
+        struct pair *a = &x->pairs[at.pair];
+        if (a->refs && a->mask != s.mask && a->tally == NONE)
+            tally_new(x, a);
+        if (a->tally != NONE)
+            count(&x->tallies[a->tally], s.mask, 1);
+        a->refs++;
+        set_mask(x, at, a->mask | s.mask);
+        depth = s.end;
+    }
+}
+
+static void drop_span(struct prefix_index *x, const struct span *s, uint32_t worker)
+{
+    struct place at = find(x, s->name, worker);
+    if (at.pair == NONE)
+        return;
+    struct pair *a = &x->pairs[at.pair];
+    if (--a->refs == 0) {
+        remove_pair(x, at);
+        return;
+    }
+    if (a->tally == NONE)
+        return;
+    struct tally *t = &x->tallies[a->tally];
+    uint64_t mask = a->mask;
+    count(t, s->mask & mask, UINT32_MAX); /* - 1 */
+    for (uint64_t m = s->mask & mask; m; m &= m - 1) {
+        if (!t->refs[__builtin_ctzll(m)])
+            mask &= ~(m & -m);
+    }
+    set_mask(x, at, mask);
+}
+
+void prefix_index_drop(struct prefix_index *x, const struct prefix_chain *p, uint32_t n_blocks,
+                       uint32_t worker)
+{
+    for (uint32_t depth = 0; depth < n_blocks;) {
+        struct span s = span_at(p, depth, n_blocks);
+        drop_span(x, &s, worker);
+        depth = s.end;
+    }
 }
 
 /* ---- asking */
@@ -339,62 +510,91 @@ uint64_t prefix_index_pairs(const struct prefix_index *x, uint32_t worker)
 /* The request that is asked for. */
 struct walk {
     const struct prefix_index *x;
-    const uint64_t *keys;
-    uint32_t key_tok, block_tok;
+    const struct prefix_chain *p;
+    uint32_t n_blocks;
 };
 
-static const struct name *holders(const struct walk *k, uint32_t depth)
+/* A span and who has it. */
+struct step {
+    struct span s;
+    const struct entry *e;
+};
+
+static struct step step_at(const struct walk *k, uint32_t depth)
 {
-    return &k->x->names[name_at(k->x,
-                                prefix_request_name(k->keys, k->key_tok, depth, k->block_tok))];
+    struct step st = {.s = span_at(k->p, depth, k->n_blocks)};
+    st.e = &k->x->table[slot_of(k->x, st.s.name)];
+    return st;
 }
 
-/* The first depth after `from` (all of whose n holders go on that far) that fewer than n have; n_blocks:
- * there is none. Steps double while all go on, then halve. */
-static uint32_t first_fewer(const struct walk *k, uint32_t from, uint32_t n, uint32_t n_blocks)
+/* From a span on, the last one that as many workers have: steps double while they do, then halve. */
+static struct step last_alike(const struct walk *k, struct step from)
 {
-    uint32_t low = from, step = 1, high;
-    for (;; step *= 2) { /* all have low */
-        if (low == n_blocks - 1)
-            return n_blocks;
-        high = step < n_blocks - 1 - low ? low + step : n_blocks - 1;
-        if (holders(k, high)->n < n)
+    struct step low = from;
+    uint32_t n = from.e->n, high = k->n_blocks; /* fewer than n have `high`, or it is the end */
+    for (uint32_t stride = 1; low.s.end < k->n_blocks; stride *= 2) {
+        uint32_t left = k->n_blocks - low.s.end;
+        struct step next = step_at(k, low.s.end + (stride - 1 < left ? stride - 1 : left - 1));
+        if (next.e->n < n) {
+            high = next.s.start;
             break;
-        low = high;
+        }
+        low = next;
     }
-    while (high - low > 1) { /* all have low, not all have high */
-        uint32_t mid = low + (high - low) / 2;
-        if (holders(k, mid)->n < n)
-            high = mid;
+    while (low.s.end < high) {
+        struct step mid = step_at(k, low.s.end + (high - low.s.end) / 2);
+        if (mid.e->n < n)
+            high = mid.s.start;
         else
             low = mid;
     }
-    return high;
+    return low;
 }
 
-uint32_t prefix_index_match(struct prefix_index *x, const uint64_t *keys, uint32_t key_tok,
-                            uint32_t n_keys, uint32_t block_tok, uint32_t n_blocks,
-                            uint32_t *blocks, uint32_t *touched)
+/* How many blocks a worker has that has this mask of a span and everything before it. */
+static uint32_t leading(const struct span *s, uint64_t mask)
 {
-    struct walk k = {x, keys, key_tok, block_tok};
-    uint64_t reach = (uint64_t)n_keys * key_tok / block_tok;
-    uint32_t n_touched = 0, depth = 0;
-    if (n_blocks > reach)
-        n_blocks = (uint32_t)reach;
-    while (depth < n_blocks) {
-        const struct name *s = holders(&k, depth);
-        if (!s->n)
-            break;
-        uint32_t end = first_fewer(&k, depth, s->n, n_blocks);
-        for (uint32_t p = s->first; p != NONE; p = x->pairs[p].next) {
-            uint32_t w = x->pairs[p].worker;
-            if (blocks[w] != depth) /* has this block, but not all before it */
-                continue;
-            blocks[w] = end;
-            if (!depth)
-                touched[n_touched++] = w;
-        }
-        depth = end;
+    uint64_t missing = s->mask & ~mask;
+    return missing ? (uint32_t)__builtin_ctzll(missing) - s->start % SPAN_BLOCKS + s->start
+                   : s->end;
+}
+
+/* Those who had all blocks before `depth` get what they have up to this span's end. */
+static uint32_t credit(const struct walk *k, const struct step *st, uint32_t depth,
+                       uint32_t *blocks, uint32_t *touched)
+{
+    const struct entry *e = st->e;
+    struct holder one;
+    const struct holder *h = &one;
+    uint32_t n = 0;
+    if (e->size_class)
+        h = &k->x->pool[e->at];
+    else
+        one = (struct holder){k->x->pairs[e->at].mask, k->x->pairs[e->at].worker, e->at};
+    for (uint32_t i = 0; i < e->n; i++) {
+        uint32_t w = h[i].worker, have = leading(&st->s, h[i].mask);
+        if (blocks[w] != depth || !have)
+            continue;
+        blocks[w] = have;
+        if (!depth)
+            touched[n++] = w;
     }
-    return n_touched;
+    return n;
+}
+
+uint32_t prefix_index_match(const struct prefix_index *x, const struct prefix_chain *p,
+                            uint32_t n_blocks, uint32_t *blocks, uint32_t *touched)
+{
+    struct walk k = {x, p, n_blocks};
+    uint32_t n = 0;
+    for (uint32_t depth = 0; depth < n_blocks;) {
+        struct step st = step_at(&k, depth);
+        if (!st.e->n)
+            break;
+        if (depth)
+            st = last_alike(&k, st);
+        n += credit(&k, &st, depth, blocks, touched);
+        depth = st.s.end;
+    }
+    return n;
 }

@@ -105,10 +105,10 @@ static uint32_t prompt_blocks(const struct core_request *r, uint32_t block_size)
     return r->prompt_tok / block_size;
 }
 
-static uint32_t named_blocks(const struct core_request *r, uint32_t block_size)
+static struct prefix_chain chain_of(const struct core_request *r, uint32_t block_size)
 {
-    uint64_t reach_tok = (uint64_t)r->n_keys * r->key_tok;
-    return (uint32_t)((reach_tok < r->prompt_tok ? reach_tok : r->prompt_tok) / block_size);
+    return (struct prefix_chain){
+        .keys = r->keys, .n_keys = r->n_keys, .key_tok = r->key_tok, .block_tok = block_size};
 }
 
 static void remember_size(struct dynamo *s, uint32_t block_size)
@@ -124,7 +124,7 @@ static void remember_size(struct dynamo *s, uint32_t block_size)
 static void count(struct dynamo *s, uint32_t w, uint64_t unnamed_blocks)
 {
     s->load[w].unnamed_blocks = unnamed_blocks;
-    s->load[w].active_blocks = unnamed_blocks + prefix_index_pairs(s->book, w);
+    s->load[w].active_blocks = unnamed_blocks + prefix_index_blocks(s->book, w);
 }
 
 static void dispatched(void *state, const struct policy_view *v, const struct policy_query *q,
@@ -142,11 +142,11 @@ static void dispatched(void *state, const struct policy_view *v, const struct po
     b->worker_1 = worker + 1;
     b->epoch = s->load[worker].epoch;
     b->shared = q->leg == POLICY_WHOLE;
-    uint32_t named = b->shared ? named_blocks(r, size) : 0;
+    struct prefix_chain p = chain_of(r, size);
+    uint32_t named = b->shared ? prefix_chain_blocks(&p, r->prompt_tok) : 0;
     if (named)
         remember_size(s, size);
-    for (uint32_t i = 0; i < named; i++)
-        prefix_index_add(s->book, prefix_request_name(r->keys, r->key_tok, i, size), worker);
+    prefix_index_add(s->book, &p, named, worker);
     count(s, worker, s->load[worker].unnamed_blocks + prompt_blocks(r, size) - named);
 }
 
@@ -166,9 +166,9 @@ static void left(void *state, const struct policy_view *v, const struct core_req
     b->worker_1 = 0;
     if (b->epoch != s->load[worker].epoch)
         return;
-    uint32_t named = b->shared ? named_blocks(req, size) : 0;
-    for (uint32_t i = 0; i < named; i++)
-        prefix_index_drop(s->book, prefix_request_name(req->keys, req->key_tok, i, size), worker);
+    struct prefix_chain p = chain_of(req, size);
+    uint32_t named = b->shared ? prefix_chain_blocks(&p, req->prompt_tok) : 0;
+    prefix_index_drop(s->book, &p, named, worker);
     count(s, worker, s->load[worker].unnamed_blocks - (prompt_blocks(req, size) - named));
 }
 
@@ -185,10 +185,9 @@ static uint32_t match(struct dynamo *s, const struct core_request *r)
 {
     uint32_t n = 0;
     for (uint32_t i = 0; i < s->n_sizes; i++) {
-        uint32_t blocks = named_blocks(r, s->sizes[i]);
-        if (blocks)
-            n += prefix_index_match(s->book, r->keys, r->key_tok, r->n_keys, s->sizes[i], blocks,
-                                    s->matched, s->touched + n);
+        struct prefix_chain p = chain_of(r, s->sizes[i]);
+        n += prefix_index_match(s->book, &p, prefix_chain_blocks(&p, r->prompt_tok), s->matched,
+                                s->touched + n);
     }
     return n;
 }
