@@ -31,8 +31,15 @@ struct request {
     uint32_t lost_on;   /* worker to avoid in the next attempt */
     uint32_t attempt;
     uint32_t uncached_tok; /* as booked with the leg that prefills */
+    uint32_t streamed_tok; /* of the answer, as PROGRESS told */
     bool prefilling;       /* that leg has not shown a first token */
     uint8_t phase;
+};
+
+/* Those who wait for workers of the same kind. */
+struct line {
+    struct hold_queue queue;
+    bool cut; /* the last round did not look at all of them: newcomers must not pass */
 };
 
 struct core {
@@ -48,8 +55,7 @@ struct core {
     unsigned char *notes;     /* policy->request_bytes for each */
     uint32_t requests_cap;
     uint64_t seq;
-    struct hold_queue admit, decode; /* HELD, HELD_KV */
-    bool admit_cut; /* the last round did not look at all of admit: newcomers must not pass */
+    struct line admit, decode; /* HELD, HELD_KV */
 
     struct core_command *commands; /* ring */
     uint32_t command_head, n_commands, commands_cap;
@@ -104,8 +110,8 @@ struct core *core_new(const struct core_config *cc, const char **why)
     c->policy = policy;
     c->config = *cc;
     rng_init(&c->rng, cc->seed);
-    hold_queue_init(&c->admit);
-    hold_queue_init(&c->decode);
+    hold_queue_init(&c->admit.queue);
+    hold_queue_init(&c->decode.queue);
     if (fleet_init(&c->fleet, cc, policy, why)) {
         free(c);
         return NULL;
@@ -134,8 +140,8 @@ void core_free(struct core *c)
         c->policy->deinit(c->policy_state);
     free(c->policy_state);
     fleet_deinit(&c->fleet);
-    hold_queue_deinit(&c->admit);
-    hold_queue_deinit(&c->decode);
+    hold_queue_deinit(&c->admit.queue);
+    hold_queue_deinit(&c->decode.queue);
     free(c->requests);
     free(c->notes);
     free(c->commands);
@@ -264,12 +270,12 @@ static void withdraw(struct core *c, struct request *q, uint32_t lost)
 {
     uint32_t h = handle_of(c, q);
     if (q->phase == HELD) {
-        hold_queue_remove(&c->admit, h);
+        hold_queue_remove(&c->admit.queue, h);
         c->stats.queued--;
         return;
     }
     if (q->phase == HELD_KV) {
-        hold_queue_remove(&c->decode, h);
+        hold_queue_remove(&c->decode.queue, h);
         c->stats.queued--;
     } else {
         c->stats.inflight--;
@@ -422,6 +428,7 @@ static enum outcome route_decode(struct core *c, struct request *q)
     uint32_t w = pick(c, &ask);
     if (w < c->fleet.n) {
         hand_over(c, q, w, &ask);
+        c->stats.inflight++;
     } else {
         leave_leg(c, q, q->worker);
         command(c, CORE_CMD_CANCEL, handle_of(c, q), q->worker);
@@ -442,12 +449,16 @@ static bool within(const uint64_t tok[FLEET_ROLES], uint64_t need, enum phase ph
     return tok[ROLE_BOTH] >= need || (tok[ROLE_PREFILL] >= need && decode);
 }
 
+static struct line *line_of(struct core *c, enum phase phase)
+{
+    return phase == HELD ? &c->admit : &c->decode;
+}
+
 static void enqueue(struct core *c, struct request *q, enum phase phase)
 {
-    struct hold_queue *to = phase == HELD ? &c->admit : &c->decode;
     int64_t limit = c->config.queue_timeout_ps;
     int64_t deadline = limit < PS_NEVER - c->now_ps ? c->now_ps + limit : PS_NEVER;
-    hold_queue_push(to, handle_of(c, q), q->r.priority, q->seq, deadline);
+    hold_queue_push(&line_of(c, phase)->queue, handle_of(c, q), q->r.priority, q->seq, deadline);
     q->phase = (uint8_t)phase;
     c->stats.queued++;
 }
@@ -467,85 +478,98 @@ static void give_up(struct core *c, uint32_t handle, enum core_reason reason)
     reject(c, handle, reason);
 }
 
-/* Sends on whoever can go, first in line first. */
-static void release(struct core *c)
+/* Sends on whoever can go, first in line first; `role` is the kind of worker that they wait for. */
+static void release_line(struct core *c, struct line *line, enum worker_role role)
 {
+    const uint32_t *n_open = c->fleet.n_open;
     uint32_t passed = 0, next;
-    for (uint32_t h = hold_queue_first(&c->decode); h != HOLD_NONE && passed < CORE_MAX_PASSED;
-         h = next) {
+    line->cut = false;
+    for (uint32_t h = hold_queue_first(&line->queue); h != HOLD_NONE; h = next) {
         struct request *q = &c->requests[h];
-        next = hold_queue_after(&c->decode, h);
-        enum outcome o = route_decode(c, q);
+        if (!n_open[ROLE_BOTH] && !n_open[role])
+            return;
+        line->cut = passed == CORE_MAX_PASSED;
+        if (line->cut)
+            return;
+        next = hold_queue_after(&line->queue, h);
+        enum outcome o = q->phase == HELD ? route(c, q) : route_decode(c, q);
         if (o == BLOCKED) {
             passed++;
             continue;
         }
-        hold_queue_remove(&c->decode, h);
-        c->stats.queued--;
-        if (o == ROUTED)
-            c->stats.inflight++;
-    }
-    passed = 0;
-    c->admit_cut = false;
-    for (uint32_t h = hold_queue_first(&c->admit); h != HOLD_NONE; h = next) {
-        if (!c->fleet.n_open[ROLE_BOTH] && !c->fleet.n_open[ROLE_PREFILL])
-            break;
-        if (passed == CORE_MAX_PASSED) {
-            c->admit_cut = true;
-            break;
-        }
-        struct request *q = &c->requests[h];
-        next = hold_queue_after(&c->admit, h);
-        if (route(c, q) == BLOCKED) {
-            passed++;
-            continue;
-        }
-        hold_queue_remove(&c->admit, h);
+        hold_queue_remove(&line->queue, h);
         c->stats.queued--;
     }
 }
 
-/* A request (new, or lost and to be tried again) goes on its way, waits, or is refused. */
-static void admit(struct core *c, struct request *q, bool again)
+static void release(struct core *c)
 {
-    uint64_t need = fleet_need_tok(&q->r);
-    enum core_reason reason = CORE_REASON_NONE;
-    /* Those who wait could not go when they were last looked at. An event that opened a worker, as the loss
-     * of a request does, lets them go first. */
-    bool in_line = c->admit.n && (again || c->admit_cut);
-    if (!in_line && route(c, q) != BLOCKED)
-        return;
-    if (!within(c->fleet.reach.hope, need, HELD))
-        reason = CORE_REASON_NO_WORKER;
-    else if (!again && c->admit.n >= c->config.queue_max_requests)
-        reason = within(c->fleet.reach.ready, need, HELD) ? CORE_REASON_QUEUE_FULL
-                                                          : CORE_REASON_NO_WORKER;
-    if (reason != CORE_REASON_NONE) {
-        q->phase = FREE;
-        reject(c, handle_of(c, q), reason);
-        return;
-    }
-    enqueue(c, q, HELD);
-    if (in_line)
+    release_line(c, &c->decode, ROLE_DECODE);
+    release_line(c, &c->admit, ROLE_PREFILL);
+}
+
+/* Those who wait could not go when they were last looked at, so that a newcomer may try at once, unless not all
+ * were looked at, or `opened`: the same event has opened a worker, for them first. */
+static bool must_queue(const struct line *line, bool opened)
+{
+    return line->queue.n && (line->cut || opened);
+}
+
+/* Puts q, which could not go or must not yet, in its place. */
+static void wait_in_line(struct core *c, struct request *q, enum phase phase, bool look)
+{
+    enqueue(c, q, phase);
+    if (look)
         release(c);
-    if (q->phase == HELD)
+    if (q->phase == phase)
         announce_hold(c, q);
 }
 
-static void expire_queue(struct core *c, struct hold_queue *queue, int64_t before_ps)
+/* Why q, which cannot go now, may not wait either; CORE_REASON_NONE: it may. */
+static enum core_reason no_room(const struct core *c, const struct request *q, bool again)
 {
+    uint64_t need = fleet_need_tok(&q->r);
+    if (!within(c->fleet.reach.hope, need, HELD))
+        return CORE_REASON_NO_WORKER;
+    if (again || c->admit.queue.n < c->config.queue_max_requests)
+        return CORE_REASON_NONE;
+    return within(c->fleet.reach.ready, need, HELD) ? CORE_REASON_QUEUE_FULL
+                                                    : CORE_REASON_NO_WORKER;
+}
+
+/* A request goes on its way, waits, or is refused. `again`: it was lost, and is to be tried again. */
+static void admit(struct core *c, struct request *q, bool again)
+{
+    bool in_line = must_queue(&c->admit, again);
+    if (!in_line && route(c, q) != BLOCKED)
+        return;
+    enum core_reason reason = no_room(c, q, again);
+    if (reason == CORE_REASON_NONE) {
+        wait_in_line(c, q, HELD, in_line);
+        return;
+    }
+    q->phase = FREE;
+    reject(c, handle_of(c, q), reason);
+}
+
+/* Whether anybody had waited too long. */
+static bool expire_queue(struct core *c, struct hold_queue *queue, int64_t before_ps)
+{
+    bool any = false;
     while (hold_queue_deadline_ps(queue) < before_ps) {
         uint32_t h = hold_queue_soonest(queue);
         const struct request *q = &c->requests[h];
         bool there = within(c->fleet.reach.ready, fleet_need_tok(&q->r), q->phase);
         give_up(c, h, there ? CORE_REASON_TIMEOUT : CORE_REASON_NO_WORKER);
+        any = true;
     }
+    return any;
 }
 
-static void expire(struct core *c, int64_t before_ps)
+static bool expire(struct core *c, int64_t before_ps)
 {
-    expire_queue(c, &c->decode, before_ps);
-    expire_queue(c, &c->admit, before_ps);
+    bool any = expire_queue(c, &c->decode.queue, before_ps);
+    return expire_queue(c, &c->admit.queue, before_ps) || any;
 }
 
 static void forsake(struct core *c, struct hold_queue *queue)
@@ -560,7 +584,8 @@ static void forsake(struct core *c, struct hold_queue *queue)
 
 int64_t core_next_timer_ps(const struct core *c)
 {
-    int64_t a = hold_queue_deadline_ps(&c->admit), d = hold_queue_deadline_ps(&c->decode);
+    int64_t a = hold_queue_deadline_ps(&c->admit.queue);
+    int64_t d = hold_queue_deadline_ps(&c->decode.queue);
     return a < d ? a : d;
 }
 
@@ -573,6 +598,8 @@ static int on_arrival(struct core *c, const struct core_event *ev)
         return WEIR_E_INVALID;
     if (ev->request < c->requests_cap && c->requests[ev->request].phase != FREE)
         return WEIR_E_INVALID;
+    if (expire(c, ev->now_ps)) /* who is out of time leaves room: first for those who wait */
+        release(c);
     c->stats.arrivals++;
     if (ev->request >= c->config.max_requests) {
         reject(c, ev->request, CORE_REASON_QUEUE_FULL);
@@ -597,6 +624,7 @@ static int on_arrival(struct core *c, const struct core_event *ev)
 
 static int on_prefill_done(struct core *c, struct request *q, const struct core_event *ev)
 {
+    bool opened = false;
     if (q->phase != PREFILL || q->worker != ev->worker)
         return WEIR_E_INVALID;
     prefill_over(c, q);
@@ -606,17 +634,14 @@ static int on_prefill_done(struct core *c, struct request *q, const struct core_
             hand_over(c, q, q->peer, NULL);
             return 0;
         }
-        leave_leg(c, q, q->peer);
+        leave_leg(c, q, q->peer); /* it died: another one */
         q->peer = CORE_NO_WORKER;
+        opened = true;
     }
     c->stats.inflight--;
-    enum outcome o = route_decode(c, q);
-    if (o == BLOCKED)
-        enqueue(c, q, HELD_KV);
-    else if (o == ROUTED)
-        c->stats.inflight++;
-    if (o == BLOCKED)
-        announce_hold(c, q);
+    bool in_line = must_queue(&c->decode, opened);
+    if (in_line || route_decode(c, q) == BLOCKED)
+        wait_in_line(c, q, HELD_KV, in_line);
     return 0;
 }
 
@@ -628,10 +653,15 @@ static int on_first_token(struct core *c, struct request *q, const struct core_e
     return 0;
 }
 
-static int on_progress(const struct request *q, const struct core_event *ev)
+static int on_progress(struct core *c, struct request *q, const struct core_event *ev)
 {
-    return (q->phase == WHOLE || q->phase == DECODE) && q->worker == ev->worker ? 0
-                                                                                : WEIR_E_INVALID;
+    if ((q->phase != WHOLE && q->phase != DECODE) || q->worker != ev->worker ||
+        ev->n < q->streamed_tok)
+        return WEIR_E_INVALID;
+    q->streamed_tok = ev->n;
+    if (ev->n)
+        prefill_over(c, q);
+    return 0;
 }
 
 static int on_done(struct core *c, struct request *q, const struct core_event *ev)
@@ -653,7 +683,9 @@ static int on_failed(struct core *c, struct request *q, const struct core_event 
     q->lost_on = ev->worker;
     q->worker = q->peer = CORE_NO_WORKER;
     q->phase = FREE;
-    if (ev->partial && !c->config.retry_partial) {
+    bool partial = ev->partial || q->streamed_tok;
+    q->streamed_tok = 0;
+    if (partial && !c->config.retry_partial) {
         reject(c, ev->request, CORE_REASON_PARTIAL);
     } else if (q->attempt == c->config.max_retries) {
         reject(c, ev->request, CORE_REASON_RETRIES);
@@ -683,7 +715,7 @@ static int on_request(struct core *c, const struct core_event *ev)
     switch (ev->kind) {
     case CORE_EV_PREFILL_DONE: return on_prefill_done(c, q, ev);
     case CORE_EV_FIRST_TOKEN: return on_first_token(c, q, ev);
-    case CORE_EV_PROGRESS: return on_progress(q, ev);
+    case CORE_EV_PROGRESS: return on_progress(c, q, ev);
     case CORE_EV_DONE: return on_done(c, q, ev);
     case CORE_EV_FAILED: return on_failed(c, q, ev);
     default: return on_cancelled(c, q);
@@ -713,8 +745,8 @@ static int on_worker(struct core *c, const struct core_event *ev)
         break;
     case CORE_EV_WORKER_DRAIN:
         if (fleet_drain(&c->fleet, w)) {
-            forsake(c, &c->decode);
-            forsake(c, &c->admit);
+            forsake(c, &c->decode.queue);
+            forsake(c, &c->admit.queue);
         }
         break;
     case CORE_EV_TELEMETRY: return on_telemetry(c, ev);
@@ -748,16 +780,21 @@ static int handle(struct core *c, const struct core_event *ev)
 
 int core_event(struct core *c, const struct core_event *ev)
 {
-    if (ev->now_ps < c->now_ps)
+    int64_t before = c->now_ps;
+    if (ev->now_ps < before)
         return WEIR_E_INVALID;
     if (c->n_commands > 2 * c->config.max_requests + CORE_MAX_PASSED)
         return WEIR_E_LIMIT;
     c->now_ps = c->view.now_ps = ev->now_ps;
-    if (ev->kind == CORE_EV_ARRIVAL) /* who is out of time leaves room */
-        expire(c, ev->now_ps);
     int rc = handle(c, ev);
-    expire(c, ev->kind == CORE_EV_TIMER && ev->now_ps < PS_NEVER ? ev->now_ps + 1 : ev->now_ps);
-    if (c->stats.queued)
+    if (rc) {
+        c->now_ps = c->view.now_ps = before;
+        return rc;
+    }
+    if (c->stats.queued) {
+        bool due = ev->kind == CORE_EV_TIMER && ev->now_ps < PS_NEVER;
+        (void)expire(c, due ? ev->now_ps + 1 : ev->now_ps);
         release(c);
-    return rc;
+    }
+    return 0;
 }

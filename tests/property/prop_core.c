@@ -1,0 +1,744 @@
+/* prop_core.c - the decision core against a book of its promises: random fleets (roles, sizes, limits), every
+ * policy, and random events: arrivals, answers, losses (also of requests just sent, before the other commands
+ * are read), cancels, workers that die, drain and come back, late timers, nonsense.
+ *
+ * Held to: a request is answered once and none is lost; it goes only to workers that are up, of the right role,
+ * large enough and below their limit, and after a loss to another one while there is one; nobody who could go
+ * waits, and nobody overtakes one of the same priority who could have gone; refusals have their reason; the
+ * bound of the queue and its deadlines hold; retries are counted, and end; books and counters agree.
+ */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+
+#include <cmocka.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "controller/core/core.c" /* to see its books */
+#include "tests/support/prop.h"
+
+#define N_WORKERS 12
+#define N_REQUESTS 150
+#define N_KEYS 8
+#define N_OPS 1200
+#define CASES 240
+
+enum state { NONE, ASKED, WAITING, WAITING_KV, IN_WHOLE, IN_PREFILL, HAS_KV, IN_DECODE };
+
+struct client {
+    enum state state;
+    struct core_request r;
+    uint64_t keys[N_KEYS];
+    uint32_t worker, peer, avoid, losses, streamed;
+    uint64_t seq;
+    int64_t held_ps;
+    bool partial;    /* its last loss was after the first bytes */
+    bool peer_lost;  /* its decode worker went down before the hand-over */
+    bool dispatched; /* at least once: the bound of the queue does not count it any more */
+    bool tokens;
+};
+
+struct machine {
+    bool up, draining;
+    uint32_t inflight;
+    uint64_t tok;
+};
+
+struct bed {
+    struct rng rng;
+    struct core *core;
+    struct core_config config;
+    struct core_worker_config workers[N_WORKERS];
+    struct machine m[N_WORKERS];
+    struct client c[N_REQUESTS];
+    int64_t now_ps;
+    uint64_t seq;
+    struct core_stats expect;
+    bool timer; /* the event under way is a timer */
+    /* the commands yet to be read were decided before the last event */
+    bool nested;
+};
+
+static struct {
+    uint64_t done, held, retried, cancelled, rejected[CORE_REASON_COUNT], legs[3];
+} totals;
+
+static uint32_t below(struct bed *b, uint32_t n)
+{
+    return (uint32_t)rng_below(&b->rng, n);
+}
+
+/* ---- what the model says */
+
+static uint64_t need(const struct client *c)
+{
+    return (uint64_t)c->r.prompt_tok + (c->r.max_tokens ? c->r.max_tokens : 1);
+}
+
+static bool fits(const struct bed *b, const struct client *c, uint32_t w)
+{
+    return b->m[w].tok >= need(c);
+}
+
+static bool ready(const struct bed *b, uint32_t w)
+{
+    return b->m[w].up && !b->m[w].draining;
+}
+
+static bool open_now(const struct bed *b, uint32_t w)
+{
+    return ready(b, w) && (!b->config.max_inflight_per_worker ||
+                           b->m[w].inflight < b->config.max_inflight_per_worker);
+}
+
+/* Whether any worker of the role has `what`, and room for c. */
+static bool any(const struct bed *b, const struct client *c, enum worker_role role,
+                bool (*what)(const struct bed *, uint32_t))
+{
+    for (uint32_t w = 0; w < b->config.n_workers; w++) {
+        if (b->workers[w].role == role && fits(b, c, w) && what(b, w))
+            return true;
+    }
+    return false;
+}
+
+static bool exists(const struct bed *b, uint32_t w)
+{
+    (void)b;
+    (void)w;
+    return true;
+}
+
+static bool may_come(const struct bed *b, uint32_t w)
+{
+    return !b->m[w].draining;
+}
+
+/* Whether the path that c still has before it has workers with `what`. */
+static bool path(const struct bed *b, const struct client *c, bool decode_only,
+                 bool (*what)(const struct bed *, uint32_t))
+{
+    bool decode = any(b, c, ROLE_DECODE, what) || any(b, c, ROLE_BOTH, what);
+    if (decode_only)
+        return decode;
+    return any(b, c, ROLE_BOTH, what) || (any(b, c, ROLE_PREFILL, what) && decode);
+}
+
+/* Whether worker w, were it to take c's next leg now, is one the core may choose. Workers that c was lost on are
+ * left out of this: the core may use them or not. */
+static bool could_take(const struct bed *b, const struct client *c, uint32_t w)
+{
+    bool kv = c->state == WAITING_KV || c->state == HAS_KV;
+    if (!open_now(b, w) || !fits(b, c, w) || w == c->avoid)
+        return false;
+    if (b->workers[w].role == ROLE_BOTH)
+        return true;
+    if (kv || b->workers[w].role == ROLE_DECODE)
+        return kv && b->workers[w].role == ROLE_DECODE;
+    if (!b->config.destination_first)
+        return any(b, c, ROLE_DECODE, ready) || any(b, c, ROLE_BOTH, ready);
+    for (uint32_t d = 0; d < b->config.n_workers; d++) {
+        if (d != c->avoid && b->workers[d].role != ROLE_PREFILL && fits(b, c, d) && open_now(b, d))
+            return true;
+    }
+    return false;
+}
+
+static bool ahead(const struct client *a, const struct client *c)
+{
+    return a->r.priority != c->r.priority ? a->r.priority < c->r.priority : a->seq < c->seq;
+}
+
+/* ---- commands, read and judged one by one */
+
+static void tell(struct bed *b, struct core_event ev);
+
+static bool waits(const struct client *c)
+{
+    return c->state == ASKED || c->state == WAITING;
+}
+
+static void check_target(const struct bed *b, const struct client *c, uint32_t w)
+{
+    assert_true(w < b->config.n_workers);
+    assert_true(open_now(b, w));
+    assert_true(fits(b, c, w));
+    if (w != c->avoid)
+        return;
+    for (uint32_t i = 0; i < b->config.n_workers; i++)
+        assert_false(i != w && b->workers[i].role == b->workers[w].role && ready(b, i) &&
+                     fits(b, c, i));
+}
+
+/* Nobody of the same queue, ahead of c, could have had worker w. */
+static void check_order(const struct bed *b, const struct client *c, uint32_t w)
+{
+    enum state queue = c->state == HAS_KV || c->state == WAITING_KV ? WAITING_KV : WAITING;
+    if (b->nested)
+        return;
+    for (uint32_t i = 0; i < N_REQUESTS; i++) {
+        const struct client *a = &b->c[i];
+        assert_false(a != c && a->state == queue && ahead(a, c) && could_take(b, a, w));
+    }
+}
+
+static void check_dispatch(struct bed *b, const struct core_command *cmd)
+{
+    struct client *c = &b->c[cmd->request];
+    bool decode = cmd->kind == CORE_CMD_DISPATCH_DECODE;
+    enum worker_role role = b->workers[cmd->worker].role;
+    assert_int_equal(cmd->attempt, c->losses);
+    if (decode && c->state == HAS_KV && cmd->worker == c->peer) {
+        /* destination-first, as promised: whether it has room was asked then */
+        assert_true(b->m[cmd->worker].up && !c->peer_lost);
+        b->m[cmd->worker].inflight--;
+    } else {
+        check_target(b, c, cmd->worker);
+        check_order(b, c, cmd->worker);
+    }
+    b->m[cmd->worker].inflight++;
+    c->dispatched = true;
+    c->tokens = false;
+    c->streamed = 0;
+    if (decode) {
+        assert_true(role != ROLE_PREFILL);
+        assert_true(c->state == HAS_KV || c->state == WAITING_KV);
+        assert_int_equal(cmd->peer, c->worker);
+        b->m[c->worker].inflight--;
+        c->peer = c->worker;
+        c->worker = cmd->worker;
+        c->state = IN_DECODE;
+        totals.legs[2]++;
+        return;
+    }
+    assert_true(waits(c));
+    c->worker = cmd->worker;
+    c->peer = cmd->peer;
+    if (cmd->kind == CORE_CMD_DISPATCH) {
+        assert_int_equal(role, ROLE_BOTH);
+        assert_int_equal(cmd->peer, CORE_NO_WORKER);
+        c->state = IN_WHOLE;
+        totals.legs[0]++;
+        return;
+    }
+    assert_int_equal(role, ROLE_PREFILL);
+    assert_int_equal(cmd->peer != CORE_NO_WORKER, b->config.destination_first);
+    c->state = IN_PREFILL;
+    c->peer_lost = false;
+    totals.legs[1]++;
+    if (cmd->peer == CORE_NO_WORKER)
+        return;
+    assert_true(b->workers[cmd->peer].role != ROLE_PREFILL);
+    check_target(b, c, cmd->peer);
+    b->m[cmd->peer].inflight++;
+}
+
+/* Takes c off all workers, as the model sees it. */
+static void clear(struct bed *b, struct client *c)
+{
+    if (c->state >= IN_WHOLE || c->state == WAITING_KV)
+        b->m[c->worker].inflight--;
+    if ((c->state == IN_PREFILL || c->state == HAS_KV || c->state == WAITING_KV) &&
+        c->peer != CORE_NO_WORKER)
+        b->m[c->peer].inflight--;
+    c->worker = c->peer = CORE_NO_WORKER;
+}
+
+/* In the admission queue; of these, those that never left it. */
+static uint32_t count_waiting(const struct bed *b, bool new_only)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < N_REQUESTS; i++)
+        n += b->c[i].state == WAITING && !(new_only && b->c[i].dispatched);
+    return n;
+}
+
+static bool full(const struct bed *b)
+{
+    return count_waiting(b, false) >= b->config.queue_max_requests;
+}
+
+static void check_reason(const struct bed *b, const struct client *c, enum core_reason reason)
+{
+    bool kv = c->state == WAITING_KV || c->state == HAS_KV, lost = c->partial;
+    bool late = (c->state == WAITING || c->state == WAITING_KV) &&
+                b->now_ps - c->held_ps >= b->config.queue_timeout_ps;
+    switch (reason) {
+    case CORE_REASON_QUEUE_FULL:
+        assert_true(c->state == ASKED && !c->losses);
+        assert_true(full(b));
+        assert_true(path(b, c, false, ready));
+        break;
+    case CORE_REASON_SATURATED: assert_string_equal(b->config.policy, "prob_admit"); break;
+    case CORE_REASON_SLO: assert_string_equal(b->config.policy, "ttft_gate"); break;
+    case CORE_REASON_NO_WORKER:
+        assert_true(!path(b, c, kv, ready));
+        assert_true(!path(b, c, kv, may_come) || late || (full(b) && !c->losses));
+        break;
+    case CORE_REASON_TOO_LARGE: assert_false(path(b, c, false, exists)); break;
+    case CORE_REASON_RETRIES: assert_int_equal(c->losses, b->config.max_retries + 1); break;
+    case CORE_REASON_PARTIAL: assert_true(lost && !b->config.retry_partial); break;
+    case CORE_REASON_TIMEOUT: assert_true(late && path(b, c, kv, ready)); break;
+    default: fail_msg("reason %d", (int)reason);
+    }
+}
+
+static void check_reject(struct bed *b, const struct core_command *cmd)
+{
+    struct client *c = &b->c[cmd->request];
+    /* with its KV on a worker, a CANCEL came first and took it off there */
+    assert_true(waits(c) || c->state == WAITING_KV || c->state == HAS_KV);
+    assert_int_equal(c->worker, CORE_NO_WORKER);
+    check_reason(b, c, cmd->reason);
+    b->expect.rejected[cmd->reason]++;
+    totals.rejected[cmd->reason]++;
+    c->state = NONE;
+}
+
+static void check_hold(struct bed *b, const struct core_command *cmd)
+{
+    struct client *c = &b->c[cmd->request];
+    assert_true(c->state == ASKED || c->state == HAS_KV);
+    c->state = c->state == ASKED ? WAITING : WAITING_KV;
+    c->held_ps = b->now_ps;
+    b->expect.held++;
+    totals.held++;
+    assert_true(count_waiting(b, true) <= b->config.queue_max_requests);
+}
+
+static void check_command(struct bed *b, const struct core_command *cmd)
+{
+    assert_true(cmd->request < N_REQUESTS);
+    struct client *c = &b->c[cmd->request];
+    switch (cmd->kind) {
+    case CORE_CMD_DISPATCH:
+    case CORE_CMD_DISPATCH_PREFILL:
+    case CORE_CMD_DISPATCH_DECODE:
+        b->expect.dispatched++;
+        check_dispatch(b, cmd);
+        if (below(b, 40) == 0) { /* refused at once, before the next command is read */
+            b->nested = true;
+            tell(b, (struct core_event){
+                        .kind = CORE_EV_FAILED, .request = cmd->request, .worker = cmd->worker});
+        }
+        break;
+    case CORE_CMD_HOLD: check_hold(b, cmd); break;
+    case CORE_CMD_REJECT: check_reject(b, cmd); break;
+    case CORE_CMD_CANCEL:
+        /* told for legs that the model has taken off already (cancelled, lost), or KV that waits */
+        assert_true(cmd->worker < b->config.n_workers);
+        if (c->state == WAITING_KV || c->state == HAS_KV)
+            clear(b, c);
+        break;
+    }
+}
+
+/* ---- events */
+
+static void read_commands(struct bed *b)
+{
+    struct core_command cmd;
+    while (core_next(b->core, &cmd))
+        check_command(b, &cmd);
+}
+
+/* What the event means to the model, before the core hears of it. */
+static void apply(struct bed *b, const struct core_event *ev)
+{
+    struct client *c = &b->c[ev->request];
+    switch (ev->kind) {
+    case CORE_EV_ARRIVAL:
+        c->state = ASKED;
+        c->worker = c->peer = c->avoid = CORE_NO_WORKER;
+        c->losses = c->streamed = 0;
+        c->dispatched = c->partial = false;
+        c->seq = b->seq++;
+        b->expect.arrivals++;
+        break;
+    case CORE_EV_PREFILL_DONE:
+        c->state = HAS_KV;
+        if (c->peer != CORE_NO_WORKER && (c->peer_lost || !b->m[c->peer].up)) {
+            b->m[c->peer].inflight--; /* the one promised is gone: another will do */
+            c->peer = CORE_NO_WORKER;
+        }
+        break;
+    case CORE_EV_FIRST_TOKEN: c->tokens = true; break;
+    case CORE_EV_PROGRESS: c->streamed = ev->n; break;
+    case CORE_EV_DONE:
+        clear(b, c);
+        c->state = NONE;
+        b->expect.done++;
+        totals.done++;
+        break;
+    case CORE_EV_FAILED:
+        clear(b, c);
+        c->partial = ev->partial || c->streamed;
+        c->state = ASKED;
+        c->avoid = ev->worker;
+        if (c->losses++ < b->config.max_retries && (!c->partial || b->config.retry_partial))
+            b->expect.retried++;
+        break;
+    case CORE_EV_CANCELLED:
+        clear(b, c);
+        c->state = NONE;
+        b->expect.cancelled++;
+        totals.cancelled++;
+        break;
+    case CORE_EV_WORKER_UP:
+        b->m[ev->worker].up = true;
+        b->m[ev->worker].draining = false;
+        break;
+    case CORE_EV_WORKER_DOWN:
+        b->m[ev->worker].up = false;
+        for (uint32_t i = 0; i < N_REQUESTS; i++) {
+            if (b->c[i].state == IN_PREFILL && b->c[i].peer == ev->worker)
+                b->c[i].peer_lost = true;
+        }
+        break;
+    case CORE_EV_WORKER_DRAIN: b->m[ev->worker].draining = true; break;
+    default: break;
+    }
+}
+
+static void check_books(const struct bed *b)
+{
+    const struct fleet *f = &b->core->fleet;
+    uint32_t queued = 0, inflight = 0;
+    for (uint32_t w = 0; w < b->config.n_workers; w++) {
+        uint32_t prefilling = 0;
+        uint64_t prompts = 0;
+        assert_int_equal(f->inflight[w], b->m[w].inflight);
+        for (uint32_t i = 0; i < N_REQUESTS; i++) {
+            const struct client *c = &b->c[i];
+            bool prefill = (c->state == IN_WHOLE || c->state == IN_PREFILL) && c->worker == w;
+            prefilling += prefill && !c->tokens && !c->streamed;
+            if (c->state >= IN_WHOLE || c->state == WAITING_KV)
+                prompts += (c->worker == w) * c->r.prompt_tok;
+            if (c->state == IN_PREFILL)
+                prompts += (c->peer == w) * c->r.prompt_tok;
+        }
+        assert_int_equal(f->prefilling[w], prefilling);
+        assert_int_equal(f->inflight_tok[w], prompts);
+        assert_true(prefilling || !f->prefill_tok[w]);
+    }
+    for (uint32_t i = 0; i < N_REQUESTS; i++) {
+        assert_true(b->c[i].state != ASKED && b->c[i].state != HAS_KV); /* all are answered */
+        queued += b->c[i].state == WAITING || b->c[i].state == WAITING_KV;
+        inflight += b->c[i].state >= IN_WHOLE;
+    }
+    struct core_stats s;
+    core_get_stats(b->core, &s);
+    assert_int_equal(s.queued, queued);
+    assert_int_equal(s.inflight, inflight);
+    assert_int_equal(s.arrivals, b->expect.arrivals);
+    assert_int_equal(s.done, b->expect.done);
+    assert_int_equal(s.held, b->expect.held);
+    assert_int_equal(s.dispatched, b->expect.dispatched);
+    assert_int_equal(s.cancelled, b->expect.cancelled);
+    assert_int_equal(s.retried, b->expect.retried);
+    assert_memory_equal(s.rejected, b->expect.rejected, sizeof s.rejected);
+}
+
+/* Nobody waits who could go, and nobody beyond the deadline. */
+static void check_waiting(const struct bed *b)
+{
+    int64_t next = PS_NEVER;
+    for (uint32_t i = 0; i < N_REQUESTS; i++) {
+        const struct client *c = &b->c[i];
+        if (c->state != WAITING && c->state != WAITING_KV)
+            continue;
+        for (uint32_t w = 0; w < b->config.n_workers; w++)
+            assert_false(could_take(b, c, w));
+        if (b->config.queue_timeout_ps == PS_NEVER)
+            continue;
+        int64_t deadline = c->held_ps + b->config.queue_timeout_ps;
+        next = deadline < next ? deadline : next;
+        assert_true(b->timer ? deadline > b->now_ps : deadline >= b->now_ps);
+    }
+    assert_int_equal(core_next_timer_ps(b->core), next);
+}
+
+static void tell(struct bed *b, struct core_event ev)
+{
+    ev.now_ps = b->now_ps;
+    apply(b, &ev);
+    assert_int_equal(core_event(b->core, &ev), 0);
+}
+
+static void happen(struct bed *b, struct core_event ev)
+{
+    b->timer = ev.kind == CORE_EV_TIMER;
+    b->nested = false;
+    tell(b, ev);
+    read_commands(b);
+    check_books(b);
+    check_waiting(b);
+}
+
+/* ---- a case */
+
+static void lay(struct bed *b, uint64_t seed)
+{
+    memset(b, 0, sizeof *b);
+    rng_init(&b->rng, seed);
+    uint32_t n = 1 + below(b, N_WORKERS), kind = below(b, 3);
+    uint32_t limits[] = {0, 1, 2, 5};
+    if (kind && n < 3)
+        n = 3;
+    for (uint32_t w = 0; w < n; w++) {
+        enum worker_role role = ROLE_BOTH; /* all alike, P/D, or some of each */
+        if (kind == 1)
+            role = w % 2 ? ROLE_DECODE : ROLE_PREFILL;
+        else if (kind == 2)
+            role = (enum worker_role)(w % 3);
+        uint32_t len = below(b, 3) ? 0 : 600 + below(b, 3) * 300;
+        b->workers[w] = (struct core_worker_config){.role = role,
+                                                    .block_size = below(b, 4) ? 16 : 64,
+                                                    .num_gpu_blocks = 1000,
+                                                    .max_model_len = len,
+                                                    .up = below(b, 5) > 0};
+        b->m[w].up = b->workers[w].up;
+        b->m[w].tok = (uint64_t)b->workers[w].block_size * 1000;
+        if (len && len < b->m[w].tok)
+            b->m[w].tok = len;
+    }
+    b->config = (struct core_config){
+        .policy = core_policies[below(b, core_policies_count)]->name,
+        .seed = seed,
+        .n_workers = n,
+        .workers = b->workers,
+        .queue_max_requests = below(b, 3) ? below(b, 40) : N_REQUESTS,
+        .queue_timeout_ps = below(b, 2) ? PS_NEVER : 1 + below(b, 3000),
+        .max_inflight_per_worker = limits[below(b, 4)],
+        .max_retries = below(b, 4),
+        .retry_partial = below(b, 2),
+        .destination_first = below(b, 2),
+        .max_requests = N_REQUESTS,
+    };
+    const char *why;
+    b->core = core_new(&b->config, &why);
+    assert_non_null(b->core);
+}
+
+/* A request in one of the states from..to; N_REQUESTS: none found. */
+static uint32_t some(struct bed *b, enum state from, enum state to)
+{
+    uint32_t i = below(b, N_REQUESTS);
+    for (uint32_t k = 0; k < N_REQUESTS; k++, i = (i + 1) % N_REQUESTS) {
+        if (b->c[i].state >= from && b->c[i].state <= to)
+            return i;
+    }
+    return N_REQUESTS;
+}
+
+static void op_arrival(struct bed *b)
+{
+    uint32_t i = some(b, NONE, NONE);
+    if (i == N_REQUESTS)
+        return;
+    struct client *c = &b->c[i];
+    for (uint32_t k = 0; k < N_KEYS; k++)
+        c->keys[k] = 1 + rng_mix64((k ? c->keys[k - 1] : 0) + below(b, 3));
+    c->r = (struct core_request){.prompt_tok = 1 + below(b, below(b, 4) ? 500 : 1200),
+                                 .max_tokens = below(b, 2) ? 0 : below(b, 300),
+                                 .priority = (int32_t)below(b, 3) - 1,
+                                 .session = below(b, 4),
+                                 .keys = c->keys,
+                                 .n_keys = below(b, N_KEYS + 1),
+                                 .key_tok = 64,
+                                 .slo_ttft_ps = below(b, 2) ? PS_NEVER : 50 * PS_PER_MS,
+                                 .slo_tpot_ps = PS_NEVER};
+    happen(b, (struct core_event){.kind = CORE_EV_ARRIVAL, .request = i, .req = &c->r});
+}
+
+/* Loses c on its worker (or, P/D, now and then on the other side). */
+static void op_failed(struct bed *b, uint32_t i)
+{
+    struct client *c = &b->c[i];
+    uint32_t w = c->worker;
+    if (c->state != WAITING_KV && c->peer != CORE_NO_WORKER && below(b, 4) == 0)
+        w = c->peer;
+    happen(b, (struct core_event){
+                  .kind = CORE_EV_FAILED, .request = i, .worker = w, .partial = below(b, 4) == 0});
+}
+
+static void op_down(struct bed *b)
+{
+    uint32_t w = below(b, b->config.n_workers);
+    bool before = below(b, 2);
+    if (before)
+        happen(b, (struct core_event){.kind = CORE_EV_WORKER_DOWN, .worker = w});
+    for (uint32_t i = 0; i < N_REQUESTS; i++) {
+        struct client *c = &b->c[i];
+        bool there = c->state >= IN_WHOLE || c->state == WAITING_KV;
+        if (there && c->worker == w)
+            op_failed(b, i);
+    }
+    if (!before)
+        happen(b, (struct core_event){.kind = CORE_EV_WORKER_DOWN, .worker = w});
+}
+
+/* An answer makes headway; WAITING_KV does not by itself. */
+static void op_step(struct bed *b, uint32_t i)
+{
+    struct client *c = &b->c[i];
+    struct core_event ev = {.request = i, .worker = c->worker};
+    if (c->state == IN_PREFILL) {
+        ev.kind = CORE_EV_PREFILL_DONE;
+    } else if (below(b, 3) == 0) {
+        ev.kind = CORE_EV_FIRST_TOKEN;
+    } else if (below(b, 3) == 0) {
+        ev.kind = CORE_EV_PROGRESS;
+        ev.n = c->streamed + below(b, 3);
+    } else {
+        ev.kind = CORE_EV_DONE;
+        ev.n = 7;
+    }
+    happen(b, ev);
+}
+
+static void op_report(struct bed *b)
+{
+    uint32_t w = below(b, b->config.n_workers);
+    struct core_telemetry t = {.at_ps = b->now_ps - below(b, 50),
+                               .running = below(b, 9),
+                               .waiting = below(b, 9),
+                               .kv_used_blocks = below(b, 1000),
+                               .kv_total_blocks = 1000};
+    t.at_ps = t.at_ps < 0 ? 0 : t.at_ps;
+    happen(b, (struct core_event){.kind = CORE_EV_TELEMETRY, .worker = w, .telemetry = &t});
+    const struct client *c = &b->c[below(b, N_REQUESTS)];
+    struct core_cache_event e = {
+        .stored = below(b, 3) > 0, .depth = below(b, 3), .n_blocks = 3, .keys = c->keys};
+    happen(b, (struct core_event){.kind = CORE_EV_CACHE, .worker = w, .cache = &e});
+}
+
+/* Whatever an adapter gets wrong is refused, and changes nothing that can be seen. */
+static void op_nonsense(struct bed *b)
+{
+    static const enum core_event_kind kinds[] = {CORE_EV_PREFILL_DONE, CORE_EV_FIRST_TOKEN,
+                                                 CORE_EV_PROGRESS,     CORE_EV_DONE,
+                                                 CORE_EV_FAILED,       CORE_EV_CANCELLED};
+    struct core_command cmd;
+    struct core_event ev = {.kind = kinds[below(b, 6)], .now_ps = b->now_ps, .worker = 0};
+    ev.request = some(b, NONE, WAITING);
+    if (ev.request == N_REQUESTS ||
+        (b->c[ev.request].state != NONE && ev.kind == CORE_EV_CANCELLED))
+        ev.request = UINT32_MAX - below(b, 2);
+    assert_int_equal(core_event(b->core, &ev), WEIR_E_INVALID);
+    ev.kind = CORE_EV_DONE;
+    ev.request = some(b, IN_WHOLE, IN_DECODE);
+    ev.worker = b->config.n_workers + below(b, 9);
+    assert_int_equal(core_event(b->core, &ev), WEIR_E_INVALID);
+    ev = (struct core_event){.kind = CORE_EV_TIMER, .now_ps = b->core->now_ps - 1};
+    assert_int_equal(core_event(b->core, &ev), WEIR_E_INVALID);
+    assert_false(core_next(b->core, &cmd));
+    check_books(b);
+}
+
+static void pass_time(struct bed *b)
+{
+    int64_t to = b->now_ps + below(b, 60), timer = core_next_timer_ps(b->core);
+    if (timer <= to && below(b, 10)) { /* in time; else late */
+        b->now_ps = timer;
+        happen(b, (struct core_event){.kind = CORE_EV_TIMER});
+    }
+    b->now_ps = to;
+}
+
+static void op(struct bed *b)
+{
+    uint32_t i, w = below(b, b->config.n_workers);
+    pass_time(b);
+    switch (below(b, 40)) {
+    case 0: op_down(b); break;
+    case 1: happen(b, (struct core_event){.kind = CORE_EV_WORKER_DRAIN, .worker = w}); break;
+    case 2:
+    case 3:
+    case 4: happen(b, (struct core_event){.kind = CORE_EV_WORKER_UP, .worker = w}); break;
+    case 5:
+    case 6: op_report(b); break;
+    case 7: op_nonsense(b); break;
+    case 8:
+        i = some(b, WAITING, IN_DECODE);
+        if (i < N_REQUESTS)
+            happen(b, (struct core_event){.kind = CORE_EV_CANCELLED, .request = i});
+        break;
+    case 9:
+    case 10:
+        i = some(b, WAITING_KV, IN_DECODE);
+        if (i < N_REQUESTS)
+            op_failed(b, i);
+        break;
+    default:
+        i = some(b, IN_WHOLE, IN_DECODE);
+        if (i < N_REQUESTS && below(b, 2))
+            op_step(b, i);
+        else
+            op_arrival(b);
+    }
+}
+
+/* All workers come up, all answers come to their end. */
+static void wind_up(struct bed *b)
+{
+    for (uint32_t w = 0; w < b->config.n_workers; w++)
+        happen(b, (struct core_event){.kind = CORE_EV_WORKER_UP, .worker = w});
+    for (uint32_t i; (i = some(b, IN_WHOLE, IN_DECODE)) < N_REQUESTS;)
+        op_step(b, i);
+    assert_int_equal(some(b, ASKED, IN_DECODE), N_REQUESTS);
+}
+
+static void random_case(uint64_t seed)
+{
+    struct bed *b = malloc(sizeof *b);
+    struct core_stats s;
+    assert_non_null(b);
+    lay(b, seed);
+    for (int i = 0; i < N_OPS; i++)
+        op(b);
+    wind_up(b);
+    core_get_stats(b->core, &s);
+    uint64_t over = s.done + s.cancelled;
+    for (int i = 0; i < CORE_REASON_COUNT; i++)
+        over += s.rejected[i];
+    assert_int_equal(over, s.arrivals);
+    assert_int_equal(s.queued + s.inflight, 0);
+    totals.retried += s.retried;
+    core_free(b->core);
+    free(b);
+}
+
+static void test_promises(void **state)
+{
+    (void)state;
+    prop_run("prop_core", CASES, random_case);
+    printf("done %llu, held %llu, retried %llu, cancelled %llu; legs: whole %llu, prefill %llu, "
+           "decode %llu; refused, by reason:",
+           (unsigned long long)totals.done, (unsigned long long)totals.held,
+           (unsigned long long)totals.retried, (unsigned long long)totals.cancelled,
+           (unsigned long long)totals.legs[0], (unsigned long long)totals.legs[1],
+           (unsigned long long)totals.legs[2]);
+    for (int i = 1; i < CORE_REASON_COUNT; i++)
+        printf(" %llu", (unsigned long long)totals.rejected[i]);
+    printf("\n");
+    if (prop_single())
+        return;
+    assert_true(totals.done > 1000 && totals.held > 1000 && totals.retried > 1000);
+    for (int i = 1; i < CORE_REASON_COUNT; i++)
+        assert_true(totals.rejected[i] > 0);
+    for (int i = 0; i < 3; i++)
+        assert_true(totals.legs[i] > 1000);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(test_promises, prop_teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
