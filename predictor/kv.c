@@ -133,11 +133,36 @@ static void key_free(struct kv *kv, uint32_t off, uint32_t c)
     kv->key_free[c] = off;
 }
 
-/* ---- eviction order: one list for lru, a list per power of two of uses for lfu */
+/* ---- eviction order */
+
+/* A policy names the list that a freed run joins at its end. The head of the first list that has any goes
+ * first. */
+struct evict_ops {
+    uint32_t (*list_of)(const struct kv_run *r); /* 0..31 */
+    bool counts_uses;                            /* blocks of different uses must not share a run */
+};
+
+static uint32_t lru_list(const struct kv_run *r)
+{
+    (void)r;
+    return 0;
+}
+
+/* A list per power of two of uses, each in order of time: what was useful once stays until all of the less
+ * useful has gone. */
+static uint32_t lfu_list(const struct kv_run *r)
+{
+    return 31 - (uint32_t)__builtin_clz(r->uses | 1);
+}
+
+static const struct evict_ops kv_evict_ops[] = {
+    [EVICT_LRU] = {lru_list, false},
+    [EVICT_LFU] = {lfu_list, true},
+};
 
 static uint32_t order_of(const struct kv *kv, const struct kv_run *r)
 {
-    return kv->evict == EVICT_LFU ? 31 - (uint32_t)__builtin_clz(r->uses | 1) : 0;
+    return kv_evict_ops[kv->evict].list_of(r);
 }
 
 static void order_append(struct kv *kv, uint32_t i)
@@ -514,7 +539,7 @@ static bool can_extend(const struct kv *kv, const struct kv_hold *hold, uint32_t
         return false;
     const struct kv_run *r = &kv->runs[kv->pieces[hold->tail].run];
     return r->ref == 1 && run_end(r) == from && r->key_tok == key_tok &&
-           (key_tok || r->key0 == name);
+           (key_tok || r->key0 == name) && (r->uses == 1 || !kv_evict_ops[kv->evict].counts_uses);
 }
 
 static void extend_run(struct kv *kv, uint32_t i, const struct request_spec *s, uint32_t to)
@@ -626,6 +651,8 @@ void kv_name_shared(struct kv *kv, const struct request_spec *s, struct kv_hold 
 
 void kv_release(struct kv *kv, struct kv_hold *hold)
 {
+    uint32_t uses =
+        0; /* a block counts at least as often as what hangs on it: no gaps in a chain */
     kv->free_unnamed += hold->n_blocks - hold->n_named;
     for (uint32_t p = hold->tail, up; p != KV_NONE; p = up) {
         struct kv_piece *piece = &kv->pieces[p];
@@ -633,6 +660,7 @@ void kv_release(struct kv *kv, struct kv_hold *hold)
         for (;;) {
             struct kv_run *r = &kv->runs[i];
             assert(r->ref > 0);
+            uses = r->uses = r->uses > uses ? r->uses : uses;
             if (--r->ref == 0)
                 order_append(kv, i);
             if (r->start == piece->start)

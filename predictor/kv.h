@@ -43,7 +43,7 @@ struct kv_run {
     uint32_t n_keys;
     uint32_t key_tok;   /* tokens a name covers; 0: generated blocks, one name for all */
     uint32_t key_class; /* size class in the key pool */
-    uint32_t uses;      /* lfu: times it was found or made */
+    uint32_t uses;      /* lfu: times it was found or made, or what hangs on it was */
 };
 
 /* One link of a request's path, deepest first. */
