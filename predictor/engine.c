@@ -249,14 +249,30 @@ static void seq_free(struct engine *e, uint32_t slot)
     e->seqs_free = slot;
 }
 
+/* Without chunked prefill: the most tokens of s that one pass has to take. */
+static uint64_t uncut_tok(const struct engine *e, const struct request_spec *s)
+{
+    if (e->c.enable_chunked_prefill || e->c.scheduler == SCHED_SGLANG)
+        return 0;
+    if (e->c.scheduler == SCHED_TRTLLM)
+        return s->prompt_tok;
+    return (uint64_t)s->prompt_tok + s->output_tok - 1; /* preempted before its last token */
+}
+
 bool engine_fits(const struct engine *e, const struct request_spec *s)
 {
     uint64_t tok = (uint64_t)s->prompt_tok + s->output_tok;
     if (e->c.max_model_len && s->prompt_tok >= e->c.max_model_len)
         return false;
-    return blocks_for(e, tok) <= e->kv.usable &&
-           (e->c.enable_chunked_prefill || s->prompt_tok <= e->c.max_num_batched_tokens);
+    if (e->c.max_model_len && tok > e->c.max_model_len)
+        tok = e->c.max_model_len; /* the answer is cut off there */
+    return blocks_for(e, tok) <= e->kv.usable && uncut_tok(e, s) <= e->c.max_num_batched_tokens;
 }
+
+/* The caller changes something as of now. */
+static void change(struct engine *e, int64_t now);
+/* And blocks will be freed: passes that have begun have taken theirs before. */
+static void change_blocks(struct engine *e, int64_t now);
 
 int engine_submit(struct engine *e, int64_t now, const struct request_spec *s, uint32_t handle,
                   unsigned flags, uint32_t *slot)
@@ -289,7 +305,7 @@ int engine_submit(struct engine *e, int64_t now, const struct request_spec *s, u
     q->rec = (struct engine_record){
         .first_admit_ps = -1, .first_token_ps = -1, .second_token_ps = -1, .end_ps = -1};
     deque_push_back(e->c.async_scheduling ? &e->arriving : &e->waiting, i);
-    engine_cut(e, now);
+    change(e, now);
     e->ready = true;
     e->waiting_blocked = false;
     *slot = i;
@@ -321,7 +337,7 @@ static void free_blocks(struct engine *e, uint32_t slot)
 void engine_release(struct engine *e, int64_t now, uint32_t slot)
 {
     assert(e->seqs[slot].state == SEQ_HELD);
-    engine_cut(e, now);
+    change_blocks(e, now);
     free_blocks(e, slot);
     seq_free(e, slot);
     e->n_held--;
@@ -335,7 +351,7 @@ void engine_abort(struct engine *e, int64_t now, uint32_t slot)
         engine_release(e, now, slot);
         return;
     }
-    engine_cut(e, now);
+    change_blocks(e, now);
     if (q->state == SEQ_WAITING) {
         if (!deque_drop(&e->waiting, slot))
             (void)deque_drop(&e->arriving, slot);
@@ -467,7 +483,7 @@ void engine_arrived(struct engine *e, int64_t now, uint32_t slot)
 {
     struct seq *q = &e->seqs[slot];
     assert(q->state == SEQ_ASIDE && q->flags & ENGINE_RESERVE);
-    engine_cut(e, now);
+    change(e, now);
     q->flags &= (uint8_t)~ENGINE_RESERVE;
     q->computed = seq_tokens(q) - 1;
     engine_come_back(e, slot, true);
@@ -557,15 +573,30 @@ static int64_t closed_sum(const struct engine *e, uint64_t n)
     return (int64_t)n * e->step_a_ps + e->step_d_ps * (int64_t)(n * (n - 1) / 2);
 }
 
-/* Blocks that n decode passes of the whole running batch take. */
-static uint64_t blocks_needed(const struct engine *e, uint64_t n)
+/* Blocks that n decode passes of the whole running batch take; negative if they are taken already, and more
+ * (decode_blocks). */
+static int64_t blocks_needed(const struct engine *e, uint64_t n)
 {
-    uint64_t need = 0;
+    int64_t need = 0;
     for (uint32_t i = 0; i < e->n_running; i++) {
         const struct seq *q = &e->seqs[e->running[i]];
-        need += blocks_for(e, q->computed + n) - q->hold.n_blocks;
+        need += (int64_t)blocks_for(e, q->computed + n) - q->hold.n_blocks;
     }
     return need;
+}
+
+/* Takes and names the blocks of n decode passes. */
+static void decode_blocks(struct engine *e, uint64_t n)
+{
+    for (uint32_t i = 0; i < e->n_running; i++) {
+        struct seq *q = &e->seqs[e->running[i]];
+        uint64_t tok = q->computed + n;
+        uint32_t blocks = blocks_for(e, tok), full = (uint32_t)(tok / e->c.block_size);
+        if (blocks > q->hold.n_blocks)
+            kv_take(&e->kv, &q->hold, blocks - q->hold.n_blocks);
+        if (e->kv.caching && full > q->hold.n_named)
+            kv_name(&e->kv, &q->spec, &q->hold, full);
+    }
 }
 
 /* The times of decode-only passes of the running batch, one after the other. */
@@ -579,10 +610,11 @@ struct walk {
     int64_t ps[WALK_PASSES];
 };
 
-/* The polynomial of DynoSim 1.4.2 looks at whole blocks: it changes only when one is taken. */
+/* DynoSim 1.4.2 tells the step model of whole blocks: its polynomial changes only when one is taken. */
 static bool counts_blocks(const struct engine *e)
 {
-    return e->c.scheduler == SCHED_DYNOSIM && e->c.dynosim_version == DYNOSIM_1_4_2;
+    return e->c.scheduler == SCHED_DYNOSIM && e->c.dynosim_version == DYNOSIM_1_4_2 &&
+           (e->c.step.form == STEP_POLYNOMIAL || e->c.step.form == STEP_TABLE);
 }
 
 static void walk_start(const struct engine *e, struct walk *w)
@@ -594,15 +626,15 @@ static void walk_start(const struct engine *e, struct walk *w)
         w->b.decode_ctx_tok += e->seqs[e->running[i]].computed + 1;
     w->b.active_kv_tok = w->b.decode_ctx_tok;
     if (counts_blocks(e))
-        w->b.active_kv_tok = (e->kv.usable - kv_free_blocks(&e->kv) + blocks_needed(e, 1)) *
-                             (uint64_t)e->c.block_size;
+        w->b.active_kv_tok = (uint64_t)e->step_blocks * e->c.block_size;
 }
 
-/* Goes on to the next pass in which blocks are taken, at most `max` passes; they take equally long. */
+/* Goes on to the next pass in which blocks are taken, at most `max` passes; they take equally long. (With a
+ * table, which looks at the context as well: to the next pass.) */
 static void walk_block(const struct engine *e, struct walk *w, uint64_t max)
 {
     uint32_t bs = e->c.block_size, taken = 0;
-    uint64_t n = max;
+    uint64_t n = e->c.step.form == STEP_TABLE ? 1 : max;
     for (uint32_t i = 0; i < e->n_running; i++) {
         uint64_t left = bs - (e->seqs[e->running[i]].computed + w->done) % bs;
         if (left < n)
@@ -693,10 +725,30 @@ static uint64_t passes_until(const struct engine *e, uint64_t max, int64_t until
     return n;
 }
 
+static void end_pass(struct engine *e);
+
 void engine_cut(struct engine *e, int64_t now)
 {
     if (e->in_pass && e->skipping && e->steps > 1 && e->end_ps > now)
         e->steps = passes_until(e, e->steps, now, &e->end_ps);
+}
+
+static void change(struct engine *e, int64_t now)
+{
+    if (e->in_pass && e->end_ps > now) {
+        engine_cut(e, now);
+        if (e->end_ps == now) /* nobody finishes before the last of the planned passes: no events */
+            end_pass(e);
+    }
+    if (!e->in_pass && e->end_ps < now)
+        e->end_ps = now; /* idle until then */
+}
+
+static void change_blocks(struct engine *e, int64_t now)
+{
+    change(e, now);
+    if (e->in_pass && e->skipping)
+        decode_blocks(e, e->steps);
 }
 
 /* Most passes taken together: keeps sums of step times inside 64 bits. */
@@ -728,11 +780,11 @@ static uint64_t skippable(const struct engine *e)
         n = left < n ? left : n;
     }
     uint32_t free_blocks = kv_free_blocks(&e->kv);
-    if ((n / bs + 1) * e->n_running > free_blocks && blocks_needed(e, n) > free_blocks) {
+    if ((n / bs + 1) * e->n_running > free_blocks && blocks_needed(e, n) > (int64_t)free_blocks) {
         uint64_t lo = 0, hi = n; /* lo fits, hi does not */
         while (hi - lo > 1) {
             uint64_t mid = (lo + hi) / 2;
-            *(blocks_needed(e, mid) <= free_blocks ? &lo : &hi) = mid;
+            *(blocks_needed(e, mid) <= (int64_t)free_blocks ? &lo : &hi) = mid;
         }
         n = lo;
     }
@@ -742,6 +794,7 @@ static uint64_t skippable(const struct engine *e)
 static void start_skip(struct engine *e, uint64_t n, int64_t horizon)
 {
     e->closed_form = e->c.step.linear_decode && e->slow == 1;
+    e->step_blocks = e->kv.usable - kv_free_blocks(&e->kv) + (uint32_t)blocks_needed(e, 1);
     if (e->closed_form) {
         struct walk w;
         walk_start(e, &w);
@@ -787,12 +840,13 @@ static void take_arrivals(struct engine *e)
 /* Lets the scheduler fill the batch of the pass that begins. */
 static void plan(struct engine *e)
 {
-    uint64_t preemptions = e->stats.preemptions;
+    uint64_t preemptions;
     e->n_batch = 0;
-    e->ready = e->waiting_blocked = false;
-    e->ops->schedule(e);
-    if (!e->n_batch && e->stats.preemptions != preemptions && !e->tracing)
-        e->ops->schedule(e); /* an empty step: whoever is left goes right on */
+    do { /* after an empty step in which somebody gave way, whoever is left goes right on */
+        preemptions = e->stats.preemptions;
+        e->ready = e->waiting_blocked = false;
+        e->ops->schedule(e);
+    } while (!e->n_batch && e->stats.preemptions != preemptions && !e->tracing);
     if (!e->n_batch && (e->arriving.n || e->n_leaving)) { /* it was idle: sees everything */
         let_go(e, true);
         take_arrivals(e);
@@ -964,6 +1018,7 @@ static void end_skip(struct engine *e)
     }
     if (e->itl)
         skip_itl(e, &w, m, on_time, live);
+    decode_blocks(e, m);
     for (uint32_t i = 0; i < e->n_running; i++) {
         uint32_t slot = e->running[i];
         struct seq *q = &e->seqs[slot];
@@ -972,11 +1027,6 @@ static void end_skip(struct engine *e)
         q->computed += (uint32_t)m;
         q->out += (uint32_t)m;
         q->last_token_ps = e->end_ps;
-        uint32_t blocks = blocks_for(e, q->computed);
-        if (blocks > q->hold.n_blocks)
-            kv_take(&e->kv, &q->hold, blocks - q->hold.n_blocks);
-        if (e->kv.caching && q->computed / e->c.block_size > q->hold.n_named)
-            kv_name(&e->kv, &q->spec, &q->hold, q->computed / e->c.block_size);
     }
     e->stats.passes += m;
     e->stats.output_tok += (m - 1) * e->n_running + live;
@@ -1104,7 +1154,7 @@ void engine_clear_events(struct engine *e)
 
 void engine_set_slow(struct engine *e, int64_t now, double factor)
 {
-    engine_cut(e, now);
+    change(e, now);
     e->slow_next = factor;
 }
 
@@ -1119,12 +1169,9 @@ void engine_get_load(const struct engine *e, int64_t now, struct engine_load *ou
                                 .waiting = e->waiting.n + e->arriving.n + e->n_aside,
                                 .held = e->n_held,
                                 .kv_total_blocks = e->kv.usable};
-    uint64_t used = e->kv.usable - kv_free_blocks(&e->kv);
-    if (e->in_pass && e->skipping && e->steps > 1 && now > e->start_ps) {
-        int64_t end;
-        uint64_t n = passes_until(e, e->steps, now, &end);
-        used += blocks_needed(e, n);
-    }
+    int64_t used = (int64_t)e->kv.usable - kv_free_blocks(&e->kv), end;
+    if (e->in_pass && e->skipping) /* a pass takes its blocks when it begins */
+        used += blocks_needed(e, passes_until(e, e->steps, now, &end));
     out->kv_used_blocks = (uint32_t)used;
 }
 
@@ -1145,8 +1192,11 @@ uint32_t engine_free_blocks(const struct engine *e)
     return kv_free_blocks(&e->kv);
 }
 
-uint32_t engine_cached_tok(const struct engine *e, const struct request_spec *s)
+uint32_t engine_cached_tok(struct engine *e, int64_t now, const struct request_spec *s)
 {
+    int64_t end;
+    if (e->in_pass && e->skipping) /* what the passes so far took may have been what s would find */
+        decode_blocks(e, passes_until(e, e->steps, now, &end));
     return kv_lookup(&e->kv, s, s->prompt_tok / e->c.block_size).blocks * e->c.block_size;
 }
 

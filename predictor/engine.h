@@ -133,12 +133,13 @@ bool engine_empty(const struct engine *e);
 const struct engine_event *engine_events(const struct engine *e, uint32_t *n);
 void engine_clear_events(struct engine *e);
 
+/* As of now, before a pass begins that could begin now. */
 void engine_get_load(const struct engine *e, int64_t now, struct engine_load *out);
 void engine_get_stats(const struct engine *e, struct engine_stats *out);
 const struct engine_config *engine_config_of(const struct engine *e);
 
-/* Prompt tokens of s that are cached now. */
-uint32_t engine_cached_tok(const struct engine *e, const struct request_spec *s);
+/* Prompt tokens of s that are cached at time now. */
+uint32_t engine_cached_tok(struct engine *e, int64_t now, const struct request_spec *s);
 
 /* Changes of the prefix cache since the last call, with the time of the end of the step that made them; see
  * kv.h for names. Off unless switched on. fn must not call back. */

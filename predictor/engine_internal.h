@@ -88,6 +88,7 @@ struct engine {
     uint64_t steps;               /* skipping: how many */
     int64_t step_a_ps, step_d_ps; /* skipping with a closed form: pass i takes a + i*d */
     bool closed_form;
+    uint32_t step_blocks; /* skipping: blocks in use in the first pass */
 
     bool ready; /* at a boundary: something may have changed since the last scheduling */
     bool

@@ -121,8 +121,8 @@ static bool admit_one(struct engine *e, uint32_t *budget, uint32_t cap)
         if (engine_defer(e, w, &m, blocks_for(e, tok), (tok - 1) / bs))
             return true;
     }
-    left = remote ? 1 : tok - (q->kv_came ? q->computed : m.blocks * bs);
-    n = chunk(left, cap, *budget);
+    left = chunk(remote ? 1 : tok - (q->kv_came ? q->computed : m.blocks * bs), cap, UINT32_MAX);
+    n = left < *budget ? left : *budget;
     if (!e->c.enable_chunked_prefill && n < left)
         return false;
     enter(e, w, m.blocks, n, remote);

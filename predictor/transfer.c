@@ -209,12 +209,14 @@ static void reserved(struct cluster *c, int64_t now, uint32_t handle, uint32_t c
 }
 
 /* Tokens to move. */
-static uint64_t missing_tok(const struct cluster *c, const struct leg *leg, uint32_t to)
+static uint64_t missing_tok(const struct cluster *c, int64_t now, const struct leg *leg,
+                            uint32_t to)
 {
     const struct request_spec *s = &leg->spec;
     if (c->opt.transfer == TRANSFER_FULL_PROMPT)
         return s->prompt_tok;
-    uint32_t cached = leg->reserved ? leg->cached_tok : engine_cached_tok(c->workers[to].engine, s);
+    uint32_t cached =
+        leg->reserved ? leg->cached_tok : engine_cached_tok(c->workers[to].engine, now, s);
     return s->prompt_tok - (cached < s->prompt_tok ? cached : s->prompt_tok);
 }
 
@@ -240,7 +242,7 @@ int cluster_handoff(struct cluster *c, int64_t now, uint32_t worker, const struc
     leg->to = worker;
     if (!mine)
         c->workers[worker].n_inbound++;
-    uint64_t bytes = missing_tok(c, leg, worker) * src->config.engine.kv_bytes_per_token;
+    uint64_t bytes = missing_tok(c, now, leg, worker) * src->config.engine.kv_bytes_per_token;
     leg->transfer = fair_share_add(&src->uplink, now, bytes, handle);
     leg->moving = true;
     cluster_reschedule(c, leg->worker);

@@ -21,6 +21,7 @@
 
 #include "predictor/kv.h"
 #include "predictor/rng.h"
+#include "tests/support/kv_view.h"
 #include "tests/support/prop.h"
 
 #define MAX_BLOCKS 48
@@ -301,65 +302,23 @@ static void make_case(struct one_case *c, struct rng *r)
 
 /* ---- comparing */
 
-struct seen {
-    uint64_t name;
-    uint32_t depth, ref, uses;
-};
-
-static int by_name(const void *a, const void *b)
-{
-    const struct seen *x = a, *y = b;
-    if (x->name != y->name)
-        return x->name < y->name ? -1 : 1;
-    if (x->depth != y->depth)
-        return x->depth < y->depth ? -1 : 1;
-    if (x->ref != y->ref)
-        return x->ref < y->ref ? -1 : 1;
-    return (x->uses > y->uses) - (x->uses < y->uses);
-}
-
-static uint64_t run_name(const struct kv *kv, const struct kv_run *r, uint32_t depth)
-{
-    if (!r->key_tok)
-        return r->key0;
-    uint64_t first = ((uint64_t)(r->start + 1) * kv->block_size - 1) / r->key_tok;
-    uint64_t k = ((uint64_t)(depth + 1) * kv->block_size - 1) / r->key_tok;
-    return kv->keys[r->key_off + k - first];
-}
-
-static uint32_t named_in_kv(const struct kv *kv, struct seen *out)
-{
-    uint32_t n = 0;
-    for (uint32_t b = 0; kv->buckets && b <= kv->bucket_mask; b++) {
-        for (uint32_t i = kv->buckets[b]; i != KV_NONE; i = kv->runs[i].chain) {
-            const struct kv_run *r = &kv->runs[i];
-            for (uint32_t d = r->start; d < r->start + r->len; d++) {
-                assert_true(n < MAX_BLOCKS);
-                out[n++] = (struct seen){run_name(kv, r, d), d, r->ref, r->uses};
-            }
-        }
-    }
-    return n;
-}
-
-static uint32_t named_in_model(const struct naive *m, struct seen *out)
+static uint32_t named_in_model(const struct naive *m, struct kv_view_block *out)
 {
     uint32_t n = 0;
     for (uint32_t i = 0; i < m->n_blocks; i++) {
         const struct block *b = &m->blocks[i];
         if (b->name)
-            out[n++] = (struct seen){b->name, b->depth, b->ref, b->uses};
+            out[n++] = (struct kv_view_block){b->name, b->depth, b->ref, b->uses};
     }
+    qsort(out, n, sizeof *out, kv_view_compare);
     return n;
 }
 
 static void compare_names(const struct naive *m, const struct kv *kv)
 {
-    struct seen a[MAX_BLOCKS], b[MAX_BLOCKS];
+    struct kv_view_block a[MAX_BLOCKS], b[MAX_BLOCKS];
     uint32_t n = named_in_model(m, a);
-    assert_int_equal(named_in_kv(kv, b), n);
-    qsort(a, n, sizeof *a, by_name);
-    qsort(b, n, sizeof *b, by_name);
+    assert_int_equal(kv_view_named(kv, b, MAX_BLOCKS), n);
     for (uint32_t i = 0; i < n; i++) {
         assert_int_equal(a[i].name, b[i].name);
         assert_int_equal(a[i].depth, b[i].depth);
@@ -372,18 +331,14 @@ static void compare_names(const struct naive *m, const struct kv *kv)
 /* Every free named block, in the order in which it would go. */
 static void compare_order(const struct naive *m, const struct kv *kv)
 {
+    struct kv_view_block view[MAX_BLOCKS];
     for (uint32_t o = 0; o < 32; o++) {
-        uint32_t n = 0;
-        for (uint32_t i = kv->head[o]; i != KV_NONE; i = kv->runs[i].next) {
-            const struct kv_run *r = &kv->runs[i];
-            for (uint32_t d = r->start + r->len; d-- > r->start; n++) {
-                assert_true(n < m->order[o].n);
-                const struct block *b = &m->blocks[m->order[o].items[n]];
-                assert_int_equal(run_name(kv, r, d), b->name);
-                assert_int_equal(d, b->depth);
-            }
+        assert_int_equal(kv_view_order(kv, o, view, MAX_BLOCKS), m->order[o].n);
+        for (uint32_t i = 0; i < m->order[o].n; i++) {
+            const struct block *b = &m->blocks[m->order[o].items[i]];
+            assert_int_equal(view[i].name, b->name);
+            assert_int_equal(view[i].depth, b->depth);
         }
-        assert_int_equal(n, m->order[o].n);
     }
 }
 
