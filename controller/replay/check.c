@@ -25,15 +25,18 @@ struct ask {
 static void print_help(FILE *out)
 {
     (void)fputs(
-        "usage: weir check [--print] [--set KEY=VALUE ...] FILE...\n"
-        "       weir check --reference      prints deploy/stack-reference.md\n"
+        "usage: weir check [OPTIONS] FILE...\n"
         "\n"
-        "Checks stack files and shows what they describe. --print writes the whole stack with\n"
-        "every default and profile filled in. --set changes a key after reading, as in\n"
-        "weir replay: --set max_num_seqs=64 for all pools, --set pools.decode.workers=6 for\n"
-        "one, --set slo.ttft_ms=500. Exit status 2 if a file has an error.\n"
+        "Checks stack files and shows what they describe. Exit status 2 if one has an error.\n"
         "\n"
-        "Profiles are looked up in $WEIR_PROFILES, ./deploy/profiles and beside the program.\n"
+        "      --print          the whole stack instead, with every default and profile filled in\n"
+        "      --set KEY=VALUE  changes a key after reading, as in weir replay: max_num_seqs=64 in all\n"
+        "                       pools, pools.decode.workers=6 in one, slo.ttft_ms=500\n"
+        "      --reference      prints the page deploy/stack-reference.md\n"
+        "  -h, --help\n"
+        "\n"
+        "Profiles are looked up in $WEIR_PROFILES, ./deploy/profiles and beside the program. Step times\n"
+        "for systems that nobody measured: weir profile --help.\n"
         "\n"
         "The keys of a stack file:\n",
         out);
@@ -79,6 +82,13 @@ static void print_limit(const char *name, int64_t ps, const char **before)
     *before = ",";
 }
 
+static const char *step_source(const struct stack_pool *p)
+{
+    if (p->profile[0])
+        return p->profile;
+    return p->step_written ? "(step of its own)" : "(built in)";
+}
+
 static void print_notes(const struct stack *s)
 {
     for (uint32_t i = 0; i < s->n_pools; i++) {
@@ -120,18 +130,17 @@ static void print_summary(const char *path, const struct stack *s)
                      s->link.bandwidth_gb_s > 0 ? "" : " (no limit)",
                      s->handoff == HANDOFF_SOURCE_FIRST ? "source first" : "destination first",
                      s->transfer == TRANSFER_FULL_PROMPT ? "full prompt" : "what is missing");
-    (void)printf("  %-*s  %-7s  %7s  %4s  %-7s  %13s  %8s  %11s  %12s  %s\n", width, "pool", "role",
-                 "workers", "GPUs", "engine", "KV tokens", "max seqs", "32 x 1k ms", "prompt 1k ms",
+    (void)printf("  %-*s  %-7s  %7s  %4s  %-7s  %10s  %8s  %9s  %9s  %s\n", width, "pool", "role",
+                 "workers", "GPUs", "engine", "KV tokens", "max seqs", "decode ms", "prompt ms",
                  "profile");
     for (uint32_t i = 0; i < s->n_pools; i++) {
         const struct stack_pool *p = &s->pools[i];
         const struct engine_config *c = &p->worker.engine;
-        (void)printf("  %-*s  %-7s  %7" PRIu32 "  %4" PRIu32 "  %-7s  %13" PRIu64 "  %8" PRIu32
-                     "  %11.2f  %12.2f  %s\n",
+        (void)printf("  %-*s  %-7s  %7" PRIu32 "  %4" PRIu32 "  %-7s  %10" PRIu64 "  %8" PRIu32
+                     "  %9.2f  %9.2f  %s\n",
                      width, p->name, role_name(c->role), p->workers, p->worker.gpus,
                      scheduler_name(c->scheduler), (uint64_t)c->block_size * c->num_gpu_blocks,
-                     c->max_num_seqs, sample_ms(c, false), sample_ms(c, true),
-                     p->profile[0] ? p->profile : "-");
+                     c->max_num_seqs, sample_ms(c, false), sample_ms(c, true), step_source(p));
     }
     print_notes(s);
 }
@@ -192,6 +201,7 @@ int check_main(int argc, char **argv)
 {
     struct ask a;
     struct profile_dirs dirs;
+    unsigned summaries = 0;
     int status = parse(&a, argc, argv);
     if (status)
         return status;
@@ -204,7 +214,12 @@ int check_main(int argc, char **argv)
         for (int i = optind; i < argc; i++) {
             int one = check_file(argv[i], &a, &dirs);
             status = one ? one : status;
+            summaries += !one && !a.print;
         }
+        if (summaries)
+            (void)printf("decode ms: a step of %u requests that have %u tokens each; prompt ms: a "
+                         "prompt of %u tokens, alone\n",
+                         SAMPLE_REQS, SAMPLE_CTX_TOK, SAMPLE_CTX_TOK);
     }
     return cli_finish(COMMAND, status);
 }

@@ -50,6 +50,7 @@ static void print_help(FILE *out)
         "  --memory-gb X     memory of a GPU, instead of the table's\n"
         "  --gpu-memory-utilization X  adds a comment with an upper bound of the KV blocks\n"
         "  --block-size N    tokens of a block in that comment (16)\n"
+        "  -h, --help\n"
         "\n"
         "GPUs (memory GB, bandwidth GB/s, dense TFLOPS bf16 and fp8):\n",
         out);

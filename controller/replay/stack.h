@@ -20,6 +20,7 @@
 struct stack_pool {
     char name[STACK_NAME_BYTES];
     char profile[STACK_PATH_BYTES]; /* name or path; empty: inline step or default */
+    bool step_written; /* step is the file's own, not the profile's or the built-in one */
     uint32_t workers;
     struct step_params step; /* as written; worker.engine.step is made of it, and borrows a table */
     /* one description for all workers of the pool; in its domain {i} is the worker's index in the pool */

@@ -504,8 +504,8 @@ static bool tolerate(struct trace *t)
     }
     size_t n = strlen(t->error);
     if (t->bad_rows)
-        snprintf(t->error + n, sizeof t->error - n, " [after %llu bad rows, as many as allowed]",
-                 (unsigned long long)t->bad_rows);
+        snprintf(t->error + n, sizeof t->error - n, " [after %llu bad row%s, as many as allowed]",
+                 (unsigned long long)t->bad_rows, t->bad_rows == 1 ? "" : "s");
     return false;
 }
 

@@ -210,11 +210,16 @@ static int on_event(struct build *b, const yaml_event_t *e)
     }
 }
 
-static int not_yaml(struct build *b, const yaml_parser_t *p)
+static int not_yaml(struct build *b, const yaml_parser_t *p, const char *text, size_t len)
 {
     if (p->error == YAML_MEMORY_ERROR)
         return out_of_memory(b);
-    size_t line = (p->error == YAML_READER_ERROR ? p->mark.line : p->problem_mark.line) + 1;
+    size_t line = p->problem_mark.line + 1;
+    if (p->error == YAML_READER_ERROR) { /* it reads ahead of its marks */
+        line = 1;
+        for (size_t i = 0; i < len && i < p->problem_offset; i++)
+            line += text[i] == '\n';
+    }
     ytree_error(b->error, "%s:%zu: not YAML: %s%s%s; see deploy/stack-reference.md for the form",
                 b->name, line, p->problem ? p->problem : "unreadable", p->context ? ", " : "",
                 p->context ? p->context : "");
@@ -245,7 +250,7 @@ int ytree_parse(struct ytree *t, const char *name, const char *text, size_t len,
     for (bool over = false; !over && rc == WEIR_OK;) {
         yaml_event_t event;
         if (!yaml_parser_parse(&parser, &event)) {
-            rc = not_yaml(&b, &parser);
+            rc = not_yaml(&b, &parser, text, len);
             break;
         }
         over = event.type == YAML_STREAM_END_EVENT || event.type == YAML_NO_EVENT;
