@@ -89,8 +89,10 @@ static int init_worker(struct cluster *c, uint32_t i, const struct worker_config
     if (wc->engine.role != ROLE_PREFILL)
         return 0;
     w->has_uplink = true;
-    return fair_share_init(&w->uplink, c->opt.link.bandwidth_gb_s,
-                           ps_from_ms(c->opt.link.latency_ms));
+    int rc =
+        fair_share_init(&w->uplink, c->opt.link.bandwidth_gb_s, ps_from_ms(c->opt.link.latency_ms));
+    w->uplink.unshared = c->opt.link.unshared;
+    return rc;
 }
 
 /* The store of all workers that have num_shared_blocks. They depend on each other, so none can be lazy. */

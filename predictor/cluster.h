@@ -51,17 +51,20 @@ struct fault {
 struct link_config {
     double latency_ms;
     double bandwidth_gb_s; /* 0: no limit */
+    bool unshared;         /* every transfer has all of it, as in DynoSim (engine-model.md 1.6) */
 };
 
 /* In which order a request gets its places (engine-model.md 1.6).
- * Source first (vLLM, TensorRT-LLM): prefill; then a decode worker is chosen, the KV is moved there
- * (cluster_handoff), and the request queues up for blocks.
+ * Source first (vLLM, TensorRT-LLM): prefill; then a decode worker is chosen (cluster_handoff), where the
+ * request queues up for blocks; from the pass boundary on at which it gets them the KV is moved, and it joins
+ * the next pass after that. (vLLM: NixlConnector asks for the KV in the step whose schedule allocated the
+ * blocks, WAITING_FOR_REMOTE_KVS; DynoSim 1.6.1 the same, recorded in bench/parity.)
  * Destination first (SGLang: disaggregation's pre-allocation queue): it queues up at a decode worker for
  * blocks; when it has them, the prefill worker gets it; the KV then has its place (cluster_submit_pair,
  * then cluster_handoff). */
 enum handoff_mode { HANDOFF_SOURCE_FIRST, HANDOFF_DESTINATION_FIRST };
 /* Of the KV of the prompt: all is moved, or what the decode worker has not cached when the transfer begins
- * (destination first: when the blocks are reserved). */
+ * (when the blocks are reserved). */
 enum transfer_mode { TRANSFER_FULL_PROMPT, TRANSFER_DESTINATION_MISSING };
 
 struct worker_config {

@@ -21,7 +21,7 @@ struct worker {
     int64_t ready_ps; /* STARTING: when it will be up */
     int64_t held_since_ps, held_total_ps;
     struct fair_share uplink; /* KV leaves through it; only workers that prefill have one */
-    uint32_t n_inbound;       /* transfers on their way to it without blocks reserved for them */
+    uint32_t n_inbound;       /* prefills that wait for blocks of a decode worker first */
     bool has_uplink, touched;
     int64_t next_ps; /* key in the heap */
     uint32_t heap_pos;

@@ -119,8 +119,9 @@ struct engine *engine_new(const struct engine_config *c, uint64_t seed)
         engine_free(e);
         return NULL;
     }
-    e->seqs_free = e->sgl_chunked = ENGINE_NO_SLOT;
+    e->seqs_free = e->sgl_chunked = e->dyn_refused = ENGINE_NO_SLOT;
     e->slow = e->slow_next = 1;
+    e->ended_ps = -1;
     e->ready = true;
     rng_init(&e->rng, seed);
     return e;
@@ -396,8 +397,9 @@ void engine_kill(struct engine *e, int64_t now, void (*lost)(void *ctx, uint32_t
     e->n_held = e->n_aside = e->n_batch = 0;
     e->in_pass = false;
     e->end_ps = now;
-    e->sgl_chunked = ENGINE_NO_SLOT;
-    e->sgl_decay_steps = 0;
+    e->sgl_chunked = e->dyn_refused = ENGINE_NO_SLOT;
+    e->sgl_decay_steps = e->dyn_came = 0;
+    e->ended_ps = -1;
     engine_room_made(e);
 }
 
@@ -1092,6 +1094,7 @@ static void end_pass(struct engine *e)
 {
     e->stats.busy_ps += e->end_ps - e->start_ps;
     e->in_pass = false;
+    e->ended_ps = e->end_ps;
     if (e->skipping) {
         end_skip(e);
         return;

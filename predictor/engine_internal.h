@@ -59,6 +59,10 @@ struct sched_ops {
 
 extern const struct sched_ops sched_vllm, sched_sglang, sched_trtllm, sched_dynosim;
 
+/* sched_vllm's schedule(), which sched_dynosim shares; local_only: no waiting request enters behind one that
+ * seq_is_remote. False: somebody was preempted, so that nobody was to enter. */
+bool sched_vllm_schedule(struct engine *e, bool local_only);
+
 struct batch_item {
     uint32_t slot, n; /* tokens */
     bool decode;
@@ -85,6 +89,7 @@ struct engine {
     uint32_t n_batch, batch_cap;
     bool in_pass, skipping;
     int64_t start_ps, end_ps;
+    int64_t ended_ps; /* when the last pass ended */
     uint64_t steps;               /* skipping: how many */
     int64_t step_a_ps, step_d_ps; /* skipping with a closed form: pass i takes a + i*d */
     bool closed_form;
@@ -98,6 +103,10 @@ struct engine {
     /* schedulers' own state */
     uint64_t sgl_decay_steps; /* sglang: steps since the ratio was reset */
     uint32_t sgl_chunked;     /* sglang: slot in the middle of its prompt, or ENGINE_NO_SLOT */
+    uint32_t
+        dyn_refused; /* dynosim: slot that found no room for its KV to come, or ENGINE_NO_SLOT */
+    uint64_t dyn_departures; /* dynosim: how many requests had given their blocks back by then */
+    uint32_t dyn_came; /* dynosim: waiting requests whose KV had come, after the last scheduling */
 
     bool stepping, want_first_tokens;
     double slow, slow_next; /* of the pass in flight; from the next one on */
@@ -118,6 +127,12 @@ struct engine {
 static inline uint32_t seq_tokens(const struct seq *s)
 {
     return s->spec.prompt_tok + s->out;
+}
+
+/* Its KV comes, or came, from another worker, and it has not lost it since. */
+static inline bool seq_is_remote(const struct seq *s)
+{
+    return (s->flags & ENGINE_REMOTE_KV) && !s->preempted_before;
 }
 
 static inline uint32_t blocks_for(const struct engine *e, uint64_t tok)

@@ -107,13 +107,19 @@ static int64_t later(int64_t t, int64_t dt)
     return dt < PS_NEVER - t ? t + dt : PS_NEVER;
 }
 
+/* Transfers that the bandwidth is divided by. */
+static uint32_t sharers(const struct fair_share *s)
+{
+    return s->unshared ? 1 : s->n_heap;
+}
+
 /* When the first of those that send sends its last byte, if nothing changes. */
 static int64_t finish_ps(const struct fair_share *s)
 {
     const struct fair_share_transfer *t = &s->transfers[s->heap[0]];
     if (t->finish <= s->received)
         return s->now_ps;
-    u128 work = (t->finish - s->received) * s->n_heap; /* left_over may be more: n was larger */
+    u128 work = (t->finish - s->received) * sharers(s); /* left_over may be more: n was larger */
     if (work <= s->left_over)
         return s->now_ps;
     u128 dt = (work - s->left_over + s->bytes_per_s - 1) / s->bytes_per_s;
@@ -124,8 +130,8 @@ static void serve_until(struct fair_share *s, int64_t t)
 {
     if (s->n_heap && t > s->now_ps) {
         u128 work = (u128)s->bytes_per_s * (uint64_t)(t - s->now_ps) + s->left_over;
-        s->received += work / s->n_heap;
-        s->left_over = (uint64_t)(work % s->n_heap);
+        s->received += work / sharers(s);
+        s->left_over = (uint64_t)(work % sharers(s));
     }
     s->now_ps = t;
 }

@@ -36,6 +36,8 @@ struct fair_share_transfer {
 struct fair_share {
     uint64_t bytes_per_s; /* 0: no limit */
     int64_t latency_ps;
+    bool
+        unshared; /* every transfer has the whole bandwidth; for the caller to set before the first one */
     int64_t now_ps;             /* state as of then */
     int64_t next_ps;            /* when the next transfer arrives */
     unsigned __int128 received; /* by a transfer that was always there */

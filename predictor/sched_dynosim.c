@@ -22,14 +22,138 @@ static uint32_t least(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
-static void schedule(struct engine *e)
+/* ---- a decode worker: requests whose KV is still with a prefill worker, or on its way
+ *
+ * A pending request gets blocks for its prompt when it comes to an idle worker. At a busy one the first of them
+ * tries when a pass ends, and the next one after each request whose KV has come; all this before the running
+ * requests get the blocks that they need next. The prompt of a request can be found from the moment on at
+ * which its KV has come. */
+
+static bool pending(const struct seq *q)
 {
-    sched_vllm.schedule(e);
-    for (uint32_t i = 0; i < e->n_batch; i++) {
-        const struct seq *q = &e->seqs[e->batch[i].slot];
-        e->batch[i].decode |= (q->flags & ENGINE_REMOTE_KV) && !q->preempted_before && !q->out;
+    return q->flags & ENGINE_RESERVE;
+}
+
+static uint32_t count_came(const struct engine *e)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < e->waiting.n; i++)
+        n += e->seqs[deque_at(&e->waiting, i)].kv_came;
+    return n;
+}
+
+static uint64_t departures(const struct engine *e)
+{
+    return e->stats.done + e->stats.preemptions;
+}
+
+/* One that was refused is not looked at again before somebody gives blocks back, not even if it would find
+ * more of its prompt cached. */
+static bool refused(const struct engine *e, uint32_t slot)
+{
+    return slot == e->dyn_refused && e->dyn_departures == departures(e);
+}
+
+/* Blocks for the first pending request. */
+static bool reserve_one(struct engine *e)
+{
+    uint32_t i = 0;
+    while (i < e->waiting.n && !pending(&e->seqs[deque_at(&e->waiting, i)]))
+        i++;
+    if (i == e->waiting.n || e->n_running >= e->c.max_num_seqs)
+        return false;
+    uint32_t slot = deque_at(&e->waiting, i);
+    const struct seq *q = &e->seqs[slot];
+    if (refused(e, slot))
+        return false;
+    uint32_t blocks = blocks_for(e, q->spec.prompt_tok);
+    struct kv_match m = kv_lookup(&e->kv, &q->spec, q->spec.prompt_tok / e->c.block_size);
+    if (engine_new_blocks(&m, blocks) > kv_free_blocks(&e->kv)) {
+        e->dyn_refused = slot;
+        e->dyn_departures = departures(e);
+        return false;
+    }
+    engine_put_aside(e, i, &m, blocks);
+    return true;
+}
+
+static void reserve(struct engine *e)
+{
+    uint32_t came = count_came(e), fresh = came > e->dyn_came ? came - e->dyn_came : 0;
+    bool idle = e->start_ps != e->ended_ps;
+    if (!idle)
+        (void)reserve_one(e);
+    while (idle && !fresh && reserve_one(e))
+        ;
+    /* those that came since the last scheduling are in front of the others that came */
+    for (uint32_t i = 0; i < e->waiting.n && fresh; i++) {
+        struct seq *q = &e->seqs[deque_at(&e->waiting, i)];
+        if (!q->kv_came)
+            continue;
+        kv_name(&e->kv, &q->spec, &q->hold, q->spec.prompt_tok / e->c.block_size);
+        (void)reserve_one(e);
+        fresh--;
     }
 }
+
+/* Preempted ones enter first, but not while others are pending: then only those whose KV has come do. */
+static void order_waiting(struct engine *e)
+{
+    uint32_t n_pending = 0, ahead = 0;
+    for (uint32_t i = 0; i < e->waiting.n; i++)
+        n_pending += pending(&e->seqs[deque_at(&e->waiting, i)]);
+    for (uint32_t i = 0; i < e->waiting.n; i++) {
+        uint32_t slot = deque_at(&e->waiting, i);
+        if (seq_is_remote(&e->seqs[slot]) == (n_pending > 0)) {
+            deque_remove_at(&e->waiting, i);
+            deque_insert_at(&e->waiting, ahead++, slot);
+        }
+    }
+}
+
+/* Those at the head of the queue that have their blocks and their prompt's KV: they only decode, and take
+ * nothing of the budget. */
+static void enter_came(struct engine *e)
+{
+    while (e->waiting.n && e->n_running < e->c.max_num_seqs &&
+           e->seqs[deque_at(&e->waiting, 0)].kv_came) {
+        uint32_t slot = deque_at(&e->waiting, 0);
+        engine_admit(e, 0, 0);
+        engine_batch_add(e, slot, 1);
+        e->batch[e->n_batch - 1].decode = true;
+    }
+}
+
+static void schedule_decode_worker(struct engine *e)
+{
+    if (e->waiting.n) {
+        reserve(e);
+        order_waiting(e);
+    }
+    if (sched_vllm_schedule(e, true)) {
+        enter_came(e);
+        if (e->waiting.n && refused(e, deque_at(&e->waiting, 0)))
+            e->waiting_blocked = true;
+    }
+    e->dyn_came = count_came(e);
+}
+
+/* ---- */
+
+static void schedule(struct engine *e)
+{
+    if (e->c.role == ROLE_DECODE) {
+        schedule_decode_worker(e);
+        return;
+    }
+    (void)sched_vllm_schedule(e, false);
+    for (uint32_t i = 0; i < e->n_batch; i++) {
+        const struct seq *q = &e->seqs[e->batch[i].slot];
+        e->batch[i].decode |= seq_is_remote(q) && !q->out;
+    }
+}
+
+/* ---- the batch as the step model sees it */
 
 static void describe_prefill(const struct engine *e, struct step_batch *b)
 {

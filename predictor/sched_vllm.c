@@ -130,18 +130,26 @@ static bool admit_one(struct engine *e, uint32_t *budget, uint32_t cap)
     return true;
 }
 
-static void schedule(struct engine *e)
+bool sched_vllm_schedule(struct engine *e, bool local_only)
 {
     uint32_t budget = e->c.max_num_batched_tokens;
     uint32_t cap = e->n_running + e->waiting.n > 1 ? e->c.long_prefill_token_threshold : 0;
     if (schedule_running(e, &budget, cap))
-        return;
+        return false;
     while (budget > 0 && e->waiting.n && e->n_running + e->n_leaving < e->c.max_num_seqs) {
+        if (local_only && seq_is_remote(&e->seqs[deque_at(&e->waiting, 0)]))
+            return true;
         if (!admit_one(e, &budget, cap))
-            return;
+            return true;
     }
     if (e->waiting.n && e->n_running + e->n_leaving >= e->c.max_num_seqs)
         e->waiting_blocked = true;
+    return true;
+}
+
+static void schedule(struct engine *e)
+{
+    (void)sched_vllm_schedule(e, false);
 }
 
 /* Decoding only takes blocks and evicts: it never makes room. */

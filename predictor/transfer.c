@@ -1,6 +1,6 @@
 /* transfer.c - where each request is, and how its KV gets from a prefill to a decode worker; see cluster.h.
  *
- *   source first        prefill ... done, KV held | transfer ... | decode worker: queue, blocks, decode
+ *   source first        prefill ... done, KV held | decode worker: queue, blocks | transfer ... | decode
  *   destination first   decode worker: queue, blocks | prefill ... done | transfer ... | decode
  */
 #include <assert.h>
@@ -69,39 +69,30 @@ int64_t transfer_lease_next(const struct cluster *c)
 
 /* ---- ends */
 
-static void stop_transfer(struct cluster *c, int64_t now, struct leg *leg)
-{
-    if (!leg->moving)
-        return;
-    fair_share_cancel(&c->workers[leg->worker].uplink, now, leg->transfer);
-    leg->moving = false;
-    if (!leg->reserved)
-        c->workers[leg->to].n_inbound--;
-}
-
 /* The request leaves every worker but `dead`, which has forgotten it already. */
 static void withdraw(struct cluster *c, int64_t now, struct leg *leg, uint32_t dead)
 {
     uint32_t from = leg->worker, to = leg->to;
-    bool moving = leg->moving;
-    stop_transfer(c, now, leg);
+    bool at_to = leg->reserving || leg->reserved;
+    if (leg->moving)
+        fair_share_cancel(&c->workers[from].uplink, now, leg->transfer);
     if (leg->there && from != dead) {
         engine_abort(engine_of(c, from), now, leg->slot);
         cluster_touch(c, from);
     }
-    if ((leg->reserving || leg->reserved) && to != dead) {
+    if (at_to && to != dead) {
         engine_abort(engine_of(c, to), now, leg->to_slot);
         cluster_touch(c, to);
         cluster_reschedule(c, to);
     }
-    if (leg->reserving)
+    if (leg->reserving && !leg->there)
         c->workers[from].n_inbound--;
-    leg->live = leg->there = leg->held = leg->reserving = leg->reserved = false;
+    leg->live = leg->there = leg->held = leg->moving = leg->reserving = leg->reserved = false;
     lease_trim(c);
     cluster_reschedule(c, from);
     if (from != dead)
         cluster_leave(c, now, from);
-    if (moving && to != dead)
+    if (at_to && to != dead)
         cluster_leave(c, now, to);
 }
 
@@ -116,8 +107,7 @@ void transfer_worker_down(struct cluster *c, int64_t now, uint32_t dead)
 {
     for (uint32_t h = 0; h < c->legs_cap; h++) {
         struct leg *leg = &c->legs[h];
-        bool waits_for_it = leg->worker == dead && !leg->there; /* its blocks are being reserved */
-        if (leg->live && (waits_for_it || (leg->moving && leg->to == dead)))
+        if (leg->live && leg->worker == dead && !leg->there) /* its blocks are being reserved */
             transfer_lost(c, now, dead, h);
     }
 }
@@ -189,15 +179,38 @@ int cluster_submit_pair(struct cluster *c, int64_t now, uint32_t worker, uint32_
     return 0;
 }
 
-/* The decode worker has blocks for it: the prefill may begin. */
+/* Tokens to move. */
+static uint64_t missing_tok(const struct cluster *c, const struct leg *leg)
+{
+    uint32_t tok = leg->spec.prompt_tok;
+    if (c->opt.transfer == TRANSFER_FULL_PROMPT)
+        return tok;
+    return tok - (leg->cached_tok < tok ? leg->cached_tok : tok);
+}
+
+static void begin_transfer(struct cluster *c, int64_t now, uint32_t handle)
+{
+    struct leg *leg = &c->legs[handle];
+    struct worker *src = &c->workers[leg->worker];
+    uint64_t bytes = missing_tok(c, leg) * src->config.engine.kv_bytes_per_token;
+    leg->transfer = fair_share_add(&src->uplink, now, bytes, handle);
+    leg->moving = true;
+    cluster_reschedule(c, leg->worker);
+}
+
+/* The decode worker has blocks for it: its KV can be moved or, destination first, its prefill can begin. */
 static void reserved(struct cluster *c, int64_t now, uint32_t handle, uint32_t cached_tok)
 {
     struct leg *leg = &c->legs[handle];
     assert(leg->reserving);
     leg->reserving = false;
     leg->reserved = true;
-    c->workers[leg->worker].n_inbound--;
     leg->cached_tok = cached_tok;
+    if (leg->there) {
+        begin_transfer(c, now, handle);
+        return;
+    }
+    c->workers[leg->worker].n_inbound--;
     int rc = engine_submit(engine_of(c, leg->worker), now, &leg->spec, handle, ENGINE_PREFILL_ONLY,
                            &leg->slot);
     if (rc) { /* not for its size, and it would be lost had the worker died */
@@ -208,68 +221,58 @@ static void reserved(struct cluster *c, int64_t now, uint32_t handle, uint32_t c
     cluster_touch(c, leg->worker);
 }
 
-/* Tokens to move. */
-static uint64_t missing_tok(const struct cluster *c, int64_t now, const struct leg *leg,
-                            uint32_t to)
+/* Blocks that were reserved on another worker are given back. */
+static void give_back(struct cluster *c, int64_t now, struct leg *leg)
 {
-    const struct request_spec *s = &leg->spec;
-    if (c->opt.transfer == TRANSFER_FULL_PROMPT)
-        return s->prompt_tok;
-    uint32_t cached =
-        leg->reserved ? leg->cached_tok : engine_cached_tok(c->workers[to].engine, now, s);
-    return s->prompt_tok - (cached < s->prompt_tok ? cached : s->prompt_tok);
+    engine_abort(engine_of(c, leg->to), now, leg->to_slot);
+    cluster_touch(c, leg->to);
+    leg->reserved = false;
+    cluster_leave(c, now, leg->to);
 }
 
 int cluster_handoff(struct cluster *c, int64_t now, uint32_t worker, const struct request_spec *s,
                     uint32_t handle)
 {
     struct leg *leg = leg_of(c, handle);
-    if (!leg->live || !leg->held || leg->moving || worker >= c->n_workers)
+    if (!leg->live || !leg->held || leg->moving || leg->reserving || worker >= c->n_workers)
         return WEIR_E_STATE;
     bool mine = leg->reserved && leg->to == worker;
     if (!(mine ? worker_runs(&c->workers[worker]) : worker_takes(&c->workers[worker])))
         return WEIR_E_STATE;
     if (!engine_fits(engine_of(c, worker), s))
         return WEIR_E_TOO_LARGE;
-    if (leg->reserved && !mine) { /* another one was chosen in the end */
-        engine_abort(engine_of(c, leg->to), now, leg->to_slot);
-        cluster_touch(c, leg->to);
-        leg->reserved = false;
-        cluster_leave(c, now, leg->to);
-    }
-    struct worker *src = &c->workers[leg->worker];
     leg->spec = *s;
+    if (mine) {
+        begin_transfer(c, now, handle);
+        return 0;
+    }
+    if (leg->reserved) /* another one was chosen in the end */
+        give_back(c, now, leg);
+    uint32_t slot;
+    int rc = engine_submit(engine_of(c, worker), now, s, handle, ENGINE_REMOTE_KV | ENGINE_RESERVE,
+                           &slot);
+    if (rc)
+        return rc;
     leg->to = worker;
-    if (!mine)
-        c->workers[worker].n_inbound++;
-    uint64_t bytes = missing_tok(c, now, leg, worker) * src->config.engine.kv_bytes_per_token;
-    leg->transfer = fair_share_add(&src->uplink, now, bytes, handle);
-    leg->moving = true;
-    cluster_reschedule(c, leg->worker);
+    leg->to_slot = slot;
+    leg->reserving = true;
+    cluster_touch(c, worker);
     return 0;
 }
 
-/* A transfer out of worker w is complete. */
+/* The KV is at the decode worker. */
 static void arrive(struct cluster *c, int64_t now, uint32_t handle)
 {
     struct leg *leg = &c->legs[handle];
     uint32_t from = leg->worker, to = leg->to, slot = leg->to_slot;
-    int rc = 0;
     engine_release(engine_of(c, from), now, leg->slot);
     cluster_touch(c, from);
-    if (leg->reserved) {
-        engine_arrived(engine_of(c, to), now, slot);
-    } else {
-        c->workers[to].n_inbound--;
-        rc = engine_submit(engine_of(c, to), now, &leg->spec, handle, ENGINE_REMOTE_KV, &slot);
-    }
-    *leg = (struct leg){.worker = to, .slot = slot, .live = !rc, .there = !rc};
-    leg->lease_ps = PS_NEVER;
-    lease_trim(c);
+    engine_arrived(engine_of(c, to), now, slot);
     cluster_touch(c, to);
+    *leg =
+        (struct leg){.worker = to, .slot = slot, .live = true, .there = true, .lease_ps = PS_NEVER};
+    lease_trim(c);
     cluster_leave(c, now, from);
-    if (rc)
-        cluster_event_new(c, CLUSTER_EV_LOST, now, to, handle);
 }
 
 void transfer_arrivals(struct cluster *c, int64_t now, uint32_t w)

@@ -99,7 +99,8 @@ static int init_policy(struct core *c, const struct core_config *cc, const char 
 
 struct core *core_new(const struct core_config *cc, const char **why)
 {
-    const struct policy_ops *policy = core_policy_find(cc->policy);
+    const struct policy_ops *policy =
+        cc->own_policy ? cc->own_policy : core_policy_find(cc->policy);
     *why = policy ? config_fault(cc) : "no such policy";
     if (*why)
         return NULL;

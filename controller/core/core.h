@@ -120,8 +120,11 @@ struct core_worker_config {
     bool up; /* at start */
 };
 
+struct policy_ops; /* controller/core/policy.h */
+
 struct core_config {
-    const char *policy; /* a name from core_policies[] */
+    const char *policy;                  /* a name from core_policies[] */
+    const struct policy_ops *own_policy; /* an embedder's own, instead; NULL: none. Borrowed */
     uint64_t seed;
     uint32_t n_workers;
     const struct core_worker_config *workers; /* copied */

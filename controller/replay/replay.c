@@ -343,6 +343,8 @@ static void over(struct replay *r, uint32_t h, enum core_reason reason, int64_t 
     if (now > r->last_end_ps)
         r->last_end_ps = now;
     report_add(r->report, &l->out);
+    if (r->opt->ended)
+        r->opt->ended(r->opt->ended_ctx, &l->out);
     if (r->opt->log && request_log_add(r->opt->log, r->opt->policy, &l->out))
         fail(r, WEIR_E_IO, "writing the request log failed (disk full?)");
     r->n_inflight--;
@@ -726,6 +728,7 @@ static int build(struct replay *r)
     }
     const char *why = NULL;
     struct core_config cc = {.policy = o->policy,
+                             .own_policy = o->own_policy,
                              .seed = o->seed,
                              .n_workers = n,
                              .workers = cw,

@@ -20,6 +20,7 @@
 
 struct replay_options {
     const char *policy;
+    const struct policy_ops *own_policy; /* runs instead, with policy's parameters; NULL: none */
     uint64_t seed;
     double speedup;       /* arrivals and delays divided by it; 1 */
     uint32_t concurrency; /* closed loop with so many in flight; 0: by timestamps */
@@ -32,6 +33,9 @@ struct replay_options {
     size_t data_len;
     struct trace_options trace; /* untimed, seed, refuse and delta_key_tok are set by replay_run */
     struct request_log *log;    /* NULL: none */
+    /* every request when it is over, not always in order of time; NULL: not wanted */
+    void (*ended)(void *ctx, const struct report_request *q);
+    void *ended_ctx;
     /* called now and then, with the number of requests read so far; NULL: not */
     void (*progress)(void *ctx, uint64_t requests, int64_t now_ps);
     void *progress_ctx;

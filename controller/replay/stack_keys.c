@@ -71,6 +71,8 @@ const struct key stack_keys[] = {
      STACK_AT(link.latency_ms), .help = "fixed time of one transfer"},
     {SCOPE_STACK, KEY_REAL, "link.bandwidth_gb_s", .unit = "GB/s", .max = ENGINE_MAX_GB_S, .def = "25",
      STACK_AT(link.bandwidth_gb_s), .help = "bandwidth (10^9 bytes a second); 0: no limit"},
+    {SCOPE_STACK, KEY_BOOL, "link.unshared", .def = "false", STACK_AT(link.unshared),
+     .help = "every transfer has the whole bandwidth to itself, as in the peer simulator (dynosim)"},
     {SCOPE_STACK, KEY_CHOICE, "handoff", .choices = "source_first destination_first", .def = "source_first",
      STACK_AT(handoff),
      .help = "prefill before a decode slot is chosen (vLLM, TensorRT-LLM), or a decode slot first (SGLang)"},
