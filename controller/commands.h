@@ -10,5 +10,6 @@ int gen_main(int argc, char **argv);
 int check_main(int argc, char **argv);
 int profile_main(int argc, char **argv);
 int policies_main(int argc, char **argv);
+int serve_main(int argc, char **argv);
 
 #endif

@@ -840,6 +840,11 @@ void http_call_cancel(struct http_call *call)
     call_put(call);
 }
 
+bool http_call_written(const struct http_call *call)
+{
+    return call->sent && call->link && !http_io_queued(&call->link->io);
+}
+
 bool http_call_reused(const struct http_call *call)
 {
     return call->link && call->link->reused;

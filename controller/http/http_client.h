@@ -132,5 +132,7 @@ void http_call_resume(struct http_call *call);
 void http_call_cancel(struct http_call *call);
 
 bool http_call_reused(const struct http_call *call);
+/* The whole request has been handed to the system: its body's bytes are not needed any more. */
+bool http_call_written(const struct http_call *call);
 
 #endif

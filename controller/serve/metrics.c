@@ -1,0 +1,187 @@
+/* metrics.c - see metrics.h. */
+#include "controller/serve/metrics.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#include "controller/replay/report_internal.h"
+#include "predictor/version.h"
+
+enum labels { NO_LABEL, BY_POOL, BY_WORKER, BY_REASON, BY_VERSION };
+
+/* What a getter gets: sums over threads, and the label's place. */
+struct sample {
+    const struct metrics_view *v;
+    const struct proxy_counts *sum;
+    const struct hub_stats *hub;        /* BY_POOL, BY_REASON: of that pool */
+    const struct poller_worker *worker; /* BY_WORKER */
+    enum core_reason reason;            /* BY_REASON */
+};
+
+struct row {
+    const char *name, *type;
+    enum labels labels;
+    double (*get)(const struct sample *s);
+    const char *help;
+};
+
+#define GET(name, expression)                                                                      \
+    static double name(const struct sample *s)                                                     \
+    {                                                                                              \
+        return (double)(expression);                                                               \
+    }
+
+GET(get_one, s != NULL)
+GET(get_requests, s->sum->requests)
+GET(get_answered, s->sum->answered)
+GET(get_refused, s->sum->refused)
+GET(get_cut, s->sum->cut)
+GET(get_left, s->sum->left)
+GET(get_live, s->sum->live)
+GET(get_redispatched, s->sum->redispatched)
+GET(get_resent, s->sum->resent)
+GET(get_ttft_sum, (double)s->sum->ttft_sum_us / 1e6)
+GET(get_ttft_count, s->sum->ttft_count)
+GET(get_prompt_tok, s->sum->prompt_tok)
+GET(get_output_tok, s->sum->output_tok)
+GET(get_cached_tok, s->sum->cached_tok)
+GET(get_decide_sum, (double)s->hub->decide_sum_ns / 1e9)
+GET(get_decide_count, s->hub->decide_count)
+GET(get_decide_max, (double)s->hub->decide_max_ns / 1e9)
+GET(get_queued, s->hub->core.queued)
+GET(get_inflight, s->hub->core.inflight)
+GET(get_held, s->hub->core.held)
+GET(get_rejected, s->hub->core.rejected[s->reason])
+GET(get_hub_refused, s->hub->refused)
+GET(get_mailed, s->hub->mailed)
+GET(get_up, s->worker->state == POLLER_UP)
+GET(get_draining, s->worker->state == POLLER_DRAINING)
+GET(get_polls, s->worker->polls)
+GET(get_poll_failures, s->worker->failed)
+GET(get_running, s->worker->metrics.figure[FIGURE_RUNNING])
+GET(get_waiting, s->worker->metrics.figure[FIGURE_WAITING])
+GET(get_kv_usage, s->worker->metrics.figure[FIGURE_KV_USAGE])
+GET(get_age, s->worker->answered_ms ? (double)(s->v->now_ms - s->worker->answered_ms) / 1e3 : -1.0)
+
+/* clang-format off */
+static const struct row rows[] = {
+    {"weir_build_info", "gauge", BY_VERSION, get_one, "1, with the version as a label."},
+    {"weir_requests_total", "counter", NO_LABEL, get_requests, "Requests received on the data listener."},
+    {"weir_answered_total", "counter", NO_LABEL, get_answered, "Requests whose answer was passed on whole, whatever its status."},
+    {"weir_refused_total", "counter", NO_LABEL, get_refused, "Requests that weir refused itself (4xx, 5xx, 429); reasons of the core: weir_rejected_total."},
+    {"weir_cut_total", "counter", NO_LABEL, get_cut, "Answers that ended in the middle because the worker was lost."},
+    {"weir_client_left_total", "counter", NO_LABEL, get_left, "Requests whose client left before the answer was complete; the worker was told at once."},
+    {"weir_live_requests", "gauge", NO_LABEL, get_live, "Requests in the path now: held, running, streaming."},
+    {"weir_redispatched_total", "counter", NO_LABEL, get_redispatched, "Requests sent to another worker after one was lost."},
+    {"weir_resent_total", "counter", NO_LABEL, get_resent, "Requests sent again to the same worker because a kept connection was stale."},
+    {"weir_ttft_seconds_sum", "counter", NO_LABEL, get_ttft_sum, "Time from a request's arrival to its first token, summed."},
+    {"weir_ttft_seconds_count", "counter", NO_LABEL, get_ttft_count, "First tokens in weir_ttft_seconds_sum."},
+    {"weir_prompt_tokens_total", "counter", NO_LABEL, get_prompt_tok, "Prompt tokens by the engines' own usage."},
+    {"weir_output_tokens_total", "counter", NO_LABEL, get_output_tok, "Output tokens: by usage where the engine sends it, else as counted in the stream."},
+    {"weir_cached_tokens_total", "counter", NO_LABEL, get_cached_tok, "Prompt tokens that engines found cached, by usage."},
+    {"weir_decision_seconds_sum", "counter", BY_POOL, get_decide_sum, "Time of routing decisions, from lock to unlock, summed."},
+    {"weir_decision_seconds_count", "counter", BY_POOL, get_decide_count, "Decisions in weir_decision_seconds_sum."},
+    {"weir_decision_seconds_max", "gauge", BY_POOL, get_decide_max, "Longest decision since the start."},
+    {"weir_queued_requests", "gauge", BY_POOL, get_queued, "Requests held in the admission queue now."},
+    {"weir_inflight_requests", "gauge", BY_POOL, get_inflight, "Requests at workers now, as the core counts them."},
+    {"weir_held_total", "counter", BY_POOL, get_held, "Requests that had to wait in the admission queue."},
+    {"weir_rejected_total", "counter", BY_REASON, get_rejected, "Requests that the core refused, by reason."},
+    {"weir_core_refused_events_total", "counter", BY_POOL, get_hub_refused, "Events that the core did not take: 0, or a bug of weir."},
+    {"weir_mailed_commands_total", "counter", BY_POOL, get_mailed, "Commands of the core that went to another thread."},
+    {"weir_worker_up", "gauge", BY_WORKER, get_up, "1: the worker answers its polls and gets requests."},
+    {"weir_worker_draining", "gauge", BY_WORKER, get_draining, "1: an operator drains the worker."},
+    {"weir_worker_polls_total", "counter", BY_WORKER, get_polls, "Polls of the worker's metrics."},
+    {"weir_worker_poll_failures_total", "counter", BY_WORKER, get_poll_failures, "Polls that failed."},
+    {"weir_worker_running", "gauge", BY_WORKER, get_running, "Requests running, as the engine reports."},
+    {"weir_worker_waiting", "gauge", BY_WORKER, get_waiting, "Requests waiting, as the engine reports."},
+    {"weir_worker_kv_usage", "gauge", BY_WORKER, get_kv_usage, "Share of the KV cache in use, as the engine reports."},
+    {"weir_worker_state_age_seconds", "gauge", BY_WORKER, get_age, "Age of the worker's last report; -1: none yet."},
+};
+/* clang-format on */
+
+#define N_ROWS (sizeof rows / sizeof *rows)
+
+static void add_counts(struct proxy_counts *sum, const struct proxy_counts *c)
+{
+    const _Atomic uint64_t *from = (const _Atomic uint64_t *)c;
+    _Atomic uint64_t *to = (_Atomic uint64_t *)sum;
+    for (size_t i = 0; i < sizeof *sum / sizeof *to; i++)
+        to[i] += from[i];
+}
+
+static void put(FILE *out, const char *name, const char *labels, double x)
+{
+    if (x == (double)(int64_t)x)
+        fprintf(out, "%s%s %" PRId64 "\n", name, labels, (int64_t)x);
+    else
+        fprintf(out, "%s%s %.9g\n", name, labels, x);
+}
+
+/* Names of pools and workers were checked when they were read: no quote or backslash in them. */
+static void write_pools(FILE *out, const struct row *row, struct sample *s)
+{
+    char labels[SERVE_HOST_BYTES + 64];
+    for (uint32_t i = 0; i < s->v->serve->n_pools; i++) {
+        struct hub_stats stats;
+        hub_get_stats(s->v->serve->pools[i].hub, &stats);
+        s->hub = &stats;
+        if (row->labels == BY_POOL) {
+            snprintf(labels, sizeof labels, "{pool=\"%s\"}", s->v->serve->pools[i].name);
+            put(out, row->name, labels, row->get(s));
+            continue;
+        }
+        for (s->reason = CORE_REASON_NONE + 1; s->reason < CORE_REASON_COUNT; s->reason++) {
+            snprintf(labels, sizeof labels, "{pool=\"%s\",reason=\"%s\"}",
+                     s->v->serve->pools[i].name, report_reason_name(s->reason));
+            put(out, row->name, labels, row->get(s));
+        }
+    }
+}
+
+static void write_row(FILE *out, const struct row *row, struct sample *s)
+{
+    char labels[2 * SERVE_HOST_BYTES + 64];
+    const struct serve *serve = s->v->serve;
+    fprintf(out, "# HELP %s %s\n# TYPE %s %s\n", row->name, row->help, row->name, row->type);
+    switch (row->labels) {
+    case NO_LABEL: put(out, row->name, "", row->get(s)); break;
+    case BY_VERSION:
+        snprintf(labels, sizeof labels, "{version=\"%s\"}", weir_version());
+        put(out, row->name, labels, row->get(s));
+        break;
+    case BY_POOL:
+    case BY_REASON: write_pools(out, row, s); break;
+    case BY_WORKER:
+        for (uint32_t i = 0; i < serve->n_workers; i++) {
+            s->worker = poller_worker_at(s->v->poller, i);
+            snprintf(labels, sizeof labels, "{pool=\"%s\",worker=\"%s\"}",
+                     serve->pools[serve->workers[i].pool].name, serve->workers[i].name);
+            put(out, row->name, labels, row->get(s));
+        }
+        break;
+    }
+}
+
+void metrics_write(FILE *out, const struct metrics_view *v)
+{
+    struct proxy_counts sum;
+    memset(&sum, 0, sizeof sum);
+    for (uint32_t i = 0; i < v->n_proxies; i++)
+        add_counts(&sum, proxy_counts(v->proxies[i]));
+    struct sample s = {.v = v, .sum = &sum};
+    for (size_t i = 0; i < N_ROWS; i++)
+        write_row(out, &rows[i], &s);
+}
+
+void metrics_write_page(FILE *out)
+{
+    static const char *const labels[] = {"", "pool", "pool, worker", "pool, reason", "version"};
+    fputs(
+        "# Metrics of `weir serve`\n\n"
+        "Generated by `weir serve --metrics-page` from the table in controller/serve/metrics.c; a test checks that it\n"
+        "is current.\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n",
+        out);
+    for (size_t i = 0; i < N_ROWS; i++)
+        fprintf(out, "| `%s` | %s | %s | %s |\n", rows[i].name, rows[i].type,
+                labels[rows[i].labels], rows[i].help);
+}

@@ -1,0 +1,54 @@
+/* proxy.h - one thread of the inline path: requests come in on its listener, the hub says where they go, and answers
+ * stream back. Nothing here blocks or decides.
+ *
+ *   client ─► http_server ─► openai_request ─► hub_arrive ─┐
+ *                                                          ▼ command: dispatch, hold, reject, cancel
+ *   client ◄─ http_reply ◄── answer (counts) ◄── http_call to the worker
+ *
+ * What may happen to a request, and what the client then gets:
+ *   worker lost before a byte was passed on   the hub is told, and sends it elsewhere or refuses it (502)
+ *   worker lost in the middle                 a stream ends with an error event and [DONE], anything else is cut
+ *   worker answers 502, 503 or 504            as lost before a byte; other answers of the engine are passed on as they are
+ *   client gone                               all legs are closed at once, so that the engine stops
+ */
+#ifndef WEIR_PROXY_H
+#define WEIR_PROXY_H
+
+#include "controller/http/http_server.h"
+#include "controller/serve/serve.h"
+
+#define PROXY_ERROR_BYTES 512u
+/* A prefill leg's answer (one token and kv_transfer_params), kept whole. */
+#define PROXY_MAX_PREFILL_ANSWER (HANDOVER_MAX_PARAMS_BYTES + (64u << 10))
+
+struct proxy;
+
+/* Counts of one thread since its start; written by it alone, read by any. */
+struct proxy_counts {
+    _Atomic uint64_t requests, answered, refused, failed, cut,
+        left; /* left: clients that went away */
+    _Atomic uint64_t redispatched,
+        resent; /* resent: on a fresh connection, since a reused one was stale */
+    _Atomic uint64_t ttft_count, ttft_sum_us, overhead_count, overhead_sum_ns;
+    _Atomic uint64_t prompt_tok, output_tok, cached_tok;
+    _Atomic uint64_t live;
+};
+
+/* On the thread that runs uv, before it does. http: of that loop. NULL and error. */
+struct proxy *proxy_new(struct serve *serve, uv_loop_t *uv, struct http_loop *http, int listen_fd,
+                        char error[PROXY_ERROR_BYTES]);
+
+uint16_t proxy_port(const struct proxy *p);
+int proxy_listen_fd(const struct proxy *p);
+const struct proxy_counts *proxy_counts(const struct proxy *p);
+/* Its place in a pool's hub, for events of workers. */
+struct hub_loop *proxy_hub_loop(struct proxy *p, uint32_t pool);
+
+/* No more connections; done() when the last request is over and the last connection closed. */
+void proxy_drain(struct proxy *p, void (*done)(void *user), void *user);
+/* Ends everything at once; connections are closed as the uv loop runs. */
+void proxy_close(struct proxy *p);
+/* After proxy_close and the end of its loop: until then other threads may read its counts. NULL is fine. */
+void proxy_free(struct proxy *p);
+
+#endif

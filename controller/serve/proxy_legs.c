@@ -1,0 +1,306 @@
+/* proxy_legs.c - the calls to workers that a request consists of: the answer's leg, and with prefill and decode apart
+ * the prefill leg before it or beside it. See proxy.h for what a lost worker leads to.
+ */
+#include "controller/serve/proxy_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const struct serve_worker *worker_of(const struct proxy_request *r, uint32_t worker)
+{
+    return &r->proxy->serve->workers[r->pool->first_worker + worker];
+}
+
+static struct http_upstream *upstream_of(const struct proxy_request *r, uint32_t worker)
+{
+    return r->proxy->upstreams[r->pool->first_worker + worker];
+}
+
+/* ---- bodies */
+
+static void whole_body(struct proxy_request *r, struct leg *leg)
+{
+    leg->slices[0] = http_request_body(r->ex);
+    leg->n_slices = leg->slices[0].len ? 1 : 0;
+}
+
+/* The client's body with a dialect's changes. 0 or an error of json_edit or of the dialect. */
+static int changed_body(struct proxy_request *r, struct leg *leg,
+                        int (*make)(const struct handover *, struct handover_edit *),
+                        const struct handover *h)
+{
+    struct http_slice body = http_request_body(r->ex);
+    leg->edit.n = leg->edit.text_len = 0;
+    leg->edit.request_id[0] = '\0';
+    int rc = make(h, &leg->edit);
+    if (!rc)
+        rc = json_edit(&leg->body, body.s, body.len, leg->edit.changes, leg->edit.n);
+    for (size_t i = 0; !rc && i < leg->body.n_slices; i++)
+        leg->slices[i] = (struct http_slice){leg->body.slices[i].s, leg->body.slices[i].len};
+    leg->n_slices = leg->body.n_slices;
+    return rc;
+}
+
+/* ---- sending */
+
+static void part(void *user, struct http_call *call, const struct http_part *p);
+static void failed(void *user, struct http_call *call, const struct http_failure *f);
+
+static const struct http_call_ops leg_ops = {.part = part, .failed = failed};
+
+static void lost(struct leg *leg, const char *detail);
+
+static bool send_leg(struct leg *leg, uint32_t worker)
+{
+    struct proxy_request *r = leg->request;
+    const struct serve_settings *set = &r->proxy->serve->set;
+    const struct http_head *head = http_request_head(r->ex);
+    leg->worker = worker;
+    leg->call = http_call_new(upstream_of(r, worker), &leg_ops, leg);
+    if (http_call_request(leg->call, (enum http_method)head->method, http_target(head)))
+        return false; /* cannot be: the server has checked the target */
+    http_call_fields(leg->call, head, true);
+    if (leg->edit.request_id[0])
+        http_call_field(leg->call, "X-Request-Id",
+                        (struct http_slice){leg->edit.request_id, strlen(leg->edit.request_id)});
+    if (http_call_send(leg->call, leg->slices, leg->n_slices)) {
+        leg->call = NULL;
+        return false;
+    }
+    http_call_timeout(leg->call, set->first_byte_timeout_ms);
+    return true;
+}
+
+static void start(struct leg *leg, uint32_t worker)
+{
+    if (!send_leg(leg, worker))
+        lost(leg, "no connection to the worker can be opened (its limit, or the system's)");
+}
+
+/* ---- dispatch */
+
+static struct handover handover_of(const struct proxy_request *r, uint32_t prefill, uint32_t decode)
+{
+    const struct serve_worker *p = worker_of(r, prefill);
+    const struct serve_worker *d = decode == CORE_NO_WORKER ? p : worker_of(r, decode);
+    return (struct handover){.endpoint = r->q.endpoint,
+                             .choices = r->q.choices,
+                             .room = r->model ^ r->arrived_ns * UINT64_C(0x9e3779b97f4a7c15),
+                             .prefill_host = p->host,
+                             .bootstrap_port = p->bootstrap_port,
+                             .engine_id = p->engine_id,
+                             .prefill_address = p->kv_address,
+                             .decode_address = d->kv_address};
+}
+
+static void dispatch_prefill(struct proxy_request *r, uint32_t worker, uint32_t peer)
+{
+    const struct handover_dialect *d = r->pool->dialect;
+    struct handover h = handover_of(r, worker, peer);
+    bool both = d->at_once && peer != CORE_NO_WORKER;
+    r->prefill_worker = worker;
+    r->prefill_len = 0;
+    r->prefill_done = false;
+    r->prefill.resent = r->answer_leg.resent = false;
+    if (changed_body(r, &r->prefill, d->prefill, &h) ||
+        (both && changed_body(r, &r->answer_leg, d->decode, &h))) {
+        r->prefill.worker = worker;
+        lost(&r->prefill, "the body does not take the members of the hand-over");
+        return;
+    }
+    /* the decode leg first: should the prefill leg be lost from within, both are there to be stopped */
+    if (both)
+        start(&r->answer_leg, peer);
+    if (!both || r->answer_leg.call)
+        start(&r->prefill, worker);
+}
+
+static void dispatch_decode(struct proxy_request *r, uint32_t worker)
+{
+    struct handover h = handover_of(r, r->prefill_worker, worker);
+    if (r->answer_leg.call) /* sent at once with the prefill leg */
+        return;
+    r->answer_leg.resent = false;
+    r->answer_leg.worker = worker;
+    if (!handover_params(r->prefill_answer, r->prefill_len, &h.params))
+        h.params = (struct json_slice){NULL, 0};
+    if (changed_body(r, &r->answer_leg, r->pool->dialect->decode, &h))
+        lost(&r->answer_leg,
+             "the prefill leg's answer has no kv_transfer_params that fit the body");
+    else
+        start(&r->answer_leg, worker);
+}
+
+void legs_dispatch(struct proxy_request *r, const struct core_command *cmd)
+{
+    if (cmd->attempt)
+        proxy_count(&r->proxy->counts.redispatched, 1);
+    if (cmd->kind == CORE_CMD_DISPATCH_PREFILL) {
+        dispatch_prefill(r, cmd->worker, cmd->peer);
+    } else if (cmd->kind == CORE_CMD_DISPATCH_DECODE) {
+        dispatch_decode(r, cmd->worker);
+    } else {
+        r->answer_leg.resent = false;
+        r->answer_leg.edit.request_id[0] = '\0';
+        whole_body(r, &r->answer_leg);
+        start(&r->answer_leg, cmd->worker);
+    }
+}
+
+void legs_pass(struct proxy_request *r, uint32_t worker)
+{
+    whole_body(r, &r->answer_leg);
+    start(&r->answer_leg, worker);
+}
+
+static void stop(struct leg *leg)
+{
+    if (leg->call)
+        http_call_cancel(leg->call);
+    leg->call = NULL;
+}
+
+void legs_cancel(struct proxy_request *r, uint32_t worker)
+{
+    if (worker == CORE_NO_WORKER || r->prefill.worker == worker)
+        stop(&r->prefill);
+    if (worker == CORE_NO_WORKER || r->answer_leg.worker == worker)
+        stop(&r->answer_leg);
+}
+
+/* ---- what comes back */
+
+/* A leg ended without an answer that can be used. The fate of both legs is one. */
+static void lost(struct leg *leg, const char *detail)
+{
+    struct proxy_request *r = leg->request;
+    uint32_t worker = leg->worker;
+    legs_cancel(r, CORE_NO_WORKER);
+    if (r->head_sent) {
+        proxy_cut(r, detail);
+        return;
+    }
+    if (r->passthrough) {
+        struct openai_error e = openai_error_of(CORE_REASON_RETRIES);
+        proxy_refuse(r, &e, PS_NEVER);
+        return;
+    }
+    answer_deinit(&r->answer);
+    hub_failed(&r->hub, worker, false); /* r may be gone after this */
+}
+
+/* The engine could not take it, or what stands before the engine: another worker may. A 429 or 500 is an answer. */
+static bool is_lost_status(const struct proxy_request *r, int status)
+{
+    /* a failed KV pull is a 500 of the decode leg (seen on vLLM 0.32 with NIXL: wire-formats.md 3.8.4) */
+    return (status >= 502 && status <= 504) || (status == 500 && r->prefill_done);
+}
+
+/* The KV is there: the prefill leg's answer is complete, or (both sent at once) the decode leg has begun to answer. The
+ * prefill leg's call goes on then, for to close it would abort it in the engine. */
+static void end_prefill(struct proxy_request *r)
+{
+    if (r->prefill_done)
+        return;
+    r->prefill_done = true;
+    hub_prefill_done(&r->hub, r->prefill.worker);
+}
+
+static void prefill_part(struct proxy_request *r, const struct http_part *p)
+{
+    if (p->head && p->head->status != 200) {
+        lost(&r->prefill, "the prefill worker refused");
+        return;
+    }
+    if (p->bytes > PROXY_MAX_PREFILL_ANSWER - r->prefill_len && !r->pool->dialect->at_once) {
+        lost(&r->prefill, "the prefill leg's answer is too large");
+        return;
+    }
+    if (!r->prefill_answer)
+        r->prefill_answer = malloc(PROXY_MAX_PREFILL_ANSWER);
+    for (size_t i = 0; r->prefill_answer && i < p->n; i++) {
+        size_t room = PROXY_MAX_PREFILL_ANSWER - r->prefill_len;
+        size_t n = p->data[i].len < room ? p->data[i].len : room;
+        memcpy(r->prefill_answer + r->prefill_len, p->data[i].s, n);
+        r->prefill_len += n;
+    }
+    if (p->last) {
+        r->prefill.call = NULL;
+        end_prefill(r);
+    }
+}
+
+static void first_token(struct proxy_request *r)
+{
+    r->first_told = true;
+    r->first_ns = uv_hrtime();
+    proxy_count(&r->proxy->counts.ttft_count, 1);
+    proxy_count(&r->proxy->counts.ttft_sum_us, (r->first_ns - r->arrived_ns) / 1000);
+    if (hub_needs(r->pool->hub) & (1u << CORE_EV_FIRST_TOKEN))
+        hub_first_token(&r->hub, r->answer_leg.worker);
+}
+
+static void answer_part(struct proxy_request *r, const struct http_part *p)
+{
+    struct leg *leg = &r->answer_leg;
+    if (p->head && !r->passthrough && is_lost_status(r, p->head->status)) {
+        lost(leg, "the worker refused");
+        return;
+    }
+    if (p->head) {
+        struct http_slice type = http_get_known(p->head, HTTP_F_CONTENT_TYPE);
+        bool stream = type.len >= 17 && !strncmp(type.s, "text/event-stream", 17);
+        answer_init(&r->answer, stream);
+        if (r->prefill.call)
+            end_prefill(r);
+        proxy_answer_head(r, p->head);
+        http_call_timeout(leg->call, r->proxy->serve->set.stall_timeout_ms);
+    }
+    for (size_t i = 0; i < p->n; i++)
+        answer_feed(&r->answer, p->data[i].s, p->data[i].len);
+    if (p->last)
+        answer_end(&r->answer);
+    if (!r->first_told && !r->passthrough &&
+        (r->answer.first_token || (p->last && !r->answer.stream)))
+        first_token(r);
+    if (p->last)
+        leg->call = NULL;
+    if (!http_reply_send(r->ex, p->data, p->n, p->last) && !p->last)
+        http_call_pause(leg->call);
+    if (p->last)
+        proxy_answered(r);
+}
+
+static void part(void *user, struct http_call *call, const struct http_part *p)
+{
+    struct leg *leg = user;
+    struct proxy_request *r = leg->request;
+    (void)call;
+    if (leg == &r->prefill)
+        prefill_part(r, p);
+    else
+        answer_part(r, p);
+}
+
+/* An upstream may close an idle connection just as a request is written to it: that says nothing about the worker, so the
+ * request goes to it once more, on a fresh connection. */
+static bool forgive(struct leg *leg, const struct http_failure *f)
+{
+    if (!f->reused || f->answered || leg->resent || f->why != HTTP_FAIL_CLOSED)
+        return false;
+    leg->resent = true;
+    http_upstream_close_idle(upstream_of(leg->request, leg->worker));
+    if (!send_leg(leg, leg->worker))
+        return false;
+    proxy_count(&leg->request->proxy->counts.resent, 1);
+    return true;
+}
+
+static void failed(void *user, struct http_call *call, const struct http_failure *f)
+{
+    struct leg *leg = user;
+    (void)call;
+    leg->call = NULL;
+    if (!forgive(leg, f))
+        lost(leg, f->detail ? f->detail : http_fail_text(f->why));
+}

@@ -1,0 +1,91 @@
+/* serve.h - what the parts of `weir serve` share: the workers, the pools that they form, and the settings.
+ *
+ *   config ──► struct serve (all threads, read-only but for atomics)
+ *                pools[]    workers that serve the same models, one decision core (hub.h) each
+ *                workers[]  an engine's address, role and dialect
+ *   thread ──► struct proxy (proxy.h): listener, upstream connections, requests in flight
+ *              thread 0 also polls the engines (poller.h) and answers the admin listener (admin.h)
+ */
+#ifndef WEIR_SERVE_H
+#define WEIR_SERVE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "controller/core/core.h"
+#include "controller/openai/handover.h"
+#include "controller/serve/hub.h"
+
+#define SERVE_MAX_WORKERS 4096u
+#define SERVE_MAX_POOLS 64u
+#define SERVE_MAX_ALLOWED 64u     /* extra paths */
+#define SERVE_MODEL_BYTES 256u    /* with the final NUL */
+#define SERVE_MAX_POOL_MODELS 64u /* names (models and LoRA adapters) of one pool */
+#define SERVE_HOST_BYTES 256u
+#define SERVE_PATH_BYTES 1024u
+
+struct serve_worker {
+    char name
+        [SERVE_HOST_BYTES]; /* host:port, or as the config calls it: for headers, logs, metrics */
+    char host[SERVE_HOST_BYTES];
+    uint16_t port;
+    bool tls;
+    uint32_t pool, index; /* index: its number in the pool's core */
+    struct core_worker_config core;
+    /* hand-over of KV, where its role is prefill or decode */
+    uint16_t bootstrap_port;
+    char engine_id[SERVE_HOST_BYTES], kv_address[SERVE_HOST_BYTES];
+};
+
+struct serve_pool {
+    char name[SERVE_HOST_BYTES];
+    struct hub *hub;
+    const struct handover_dialect *dialect; /* NULL: no prefill and decode workers */
+    uint32_t first_worker, n_workers;       /* in serve.workers */
+    uint32_t n_models;                      /* 0: takes every model that no other pool names */
+    char models[SERVE_MAX_POOL_MODELS][SERVE_MODEL_BYTES];
+};
+
+/* All settings of the request path; defaults in serve_config.c's table. */
+struct serve_settings {
+    char listen_host[SERVE_HOST_BYTES];
+    uint16_t listen_port;
+    uint32_t threads;
+    char tls_cert[SERVE_PATH_BYTES], tls_key[SERVE_PATH_BYTES]; /* of the listener; empty: plain */
+    char upstream_ca[SERVE_PATH_BYTES]; /* for https workers; empty: the system's */
+    uint64_t max_body_bytes, max_buffered_bytes;
+    uint32_t max_connections, header_timeout_ms, body_timeout_ms, idle_timeout_ms, write_timeout_ms;
+    uint32_t connect_timeout_ms;
+    uint32_t first_byte_timeout_ms;   /* from dispatch to the engine's first byte; 0: none */
+    uint32_t stall_timeout_ms;        /* between two pieces of an answer; 0: none */
+    uint32_t hold_comment_ms;         /* a held stream gets an SSE comment this often; 0: never */
+    int64_t slo_ttft_ps, slo_tpot_ps; /* of requests that bring none */
+    bool trust_headers;               /* priority, tenant and SLO headers of clients count */
+    bool explain_headers;             /* responses carry x-weir-... */
+    char tenant_header[64];
+    double bytes_per_tok; /* until a model's own ratio is known */
+    uint32_t n_allowed;
+    char allowed[SERVE_MAX_ALLOWED]
+                [SERVE_HOST_BYTES]; /* paths that go to any worker of a pool as they are */
+};
+
+struct http_tls;
+
+struct serve {
+    struct serve_settings set;
+    struct http_tls *listen_tls,
+        *upstream_tls;       /* NULL: plain; upstream_tls is there if a worker is https */
+    uv_rwlock_t models_lock; /* of the pools' models: the poller writes them */
+    struct serve_pool *pools;
+    uint32_t n_pools;
+    struct serve_worker *workers;
+    uint32_t n_workers;
+    atomic_bool draining;
+};
+
+/* The pool that takes a model: the one that names it, else the first that names none, else (a model that nobody
+ * names and no such pool) NULL. len 0: the request names no model: the only pool there is, else NULL. */
+const struct serve_pool *serve_pool_of(struct serve *s, const char *model, size_t len);
+
+#endif
