@@ -44,7 +44,7 @@ static void heap_fix(struct cluster *c, uint32_t w)
 
 static int64_t worker_next(const struct worker *w)
 {
-    int64_t t = w->state == WORKER_STARTING ? w->ready_ps : engine_next_ps(w->engine);
+    int64_t t = w->state == WORKER_STARTING ? w->ready_ps : dp_next_ps(&w->group);
     if (w->has_uplink) {
         int64_t u = fair_share_next_ps(&w->uplink);
         t = u < t ? u : t;
@@ -75,13 +75,16 @@ static int init_worker(struct cluster *c, uint32_t i, const struct worker_config
 {
     struct worker *w = &c->workers[i];
     w->config = *wc;
-    w->engine = engine_new(&wc->engine, rng_mix64(c->opt.seed + i));
-    if (!w->engine)
-        return WEIR_E_NOMEM;
-    engine_set_itl(w->engine, c->opt.itl);
-    engine_set_stepping(w->engine, c->opt.stepping);
-    engine_want_first_tokens(w->engine, c->opt.first_tokens);
-    engine_log_cache(w->engine, c->opt.on_cache != NULL);
+    int rc = dp_init(&w->group, &wc->engine, rng_mix64(c->opt.seed + i));
+    if (rc)
+        return rc;
+    for (uint32_t r = 0; r < w->group.n; r++) {
+        struct engine *e = w->group.ranks[r];
+        engine_set_itl(e, c->opt.itl);
+        engine_set_stepping(e, c->opt.stepping);
+        engine_want_first_tokens(e, c->opt.first_tokens);
+        engine_log_cache(e, c->opt.on_cache != NULL);
+    }
     w->state = wc->starts_up ? WORKER_UP : WORKER_DOWN;
     w->next_ps = PS_NEVER; /* held_since_ps: 0 */
     heap_set(c, i, i);
@@ -89,7 +92,7 @@ static int init_worker(struct cluster *c, uint32_t i, const struct worker_config
     if (wc->engine.role != ROLE_PREFILL)
         return 0;
     w->has_uplink = true;
-    int rc =
+    rc =
         fair_share_init(&w->uplink, c->opt.link.bandwidth_gb_s, ps_from_ms(c->opt.link.latency_ms));
     w->uplink.unshared = c->opt.link.unshared;
     return rc;
@@ -110,7 +113,8 @@ static int init_shared(struct cluster *c)
         first = e;
         if (!c->shared)
             return WEIR_E_NOMEM;
-        engine_set_shared(c->workers[i].engine, c->shared, i);
+        for (uint32_t r = 0; r < c->workers[i].group.n; r++)
+            engine_set_shared(c->workers[i].group.ranks[r], c->shared, i * ENGINE_MAX_DP + r);
     }
     if (first)
         c->opt.lazy = false;
@@ -147,7 +151,7 @@ void cluster_free(struct cluster *c)
     if (!c)
         return;
     for (uint32_t i = 0; c->workers && i < c->n_workers; i++) {
-        engine_free(c->workers[i].engine);
+        dp_deinit(&c->workers[i].group);
         if (c->workers[i].has_uplink)
             fair_share_deinit(&c->workers[i].uplink);
     }
@@ -230,9 +234,9 @@ static void take_down(struct cluster *c, int64_t now, uint32_t i)
     w->state = WORKER_DOWN;
     if (ran) {
         cluster_event_new(c, CLUSTER_EV_WORKER_DOWN, now, i, 0);
-        if (w->config.engine.num_shared_blocks)
-            shared_tier_cancel(c->shared, now, i);
-        engine_kill(w->engine, now, killed, &(struct kill_ctx){c, now, i});
+        for (uint32_t r = 0; w->config.engine.num_shared_blocks && r < w->group.n; r++)
+            shared_tier_cancel(c->shared, now, i * ENGINE_MAX_DP + r);
+        dp_kill(&w->group, now, killed, &(struct kill_ctx){c, now, i});
         transfer_worker_down(c, now, i);
     }
     cluster_reschedule(c, i);
@@ -241,7 +245,7 @@ static void take_down(struct cluster *c, int64_t now, uint32_t i)
 void cluster_leave(struct cluster *c, int64_t now, uint32_t i)
 {
     const struct worker *w = &c->workers[i];
-    if (w->state == WORKER_DRAINING && !w->n_inbound && engine_empty(w->engine))
+    if (w->state == WORKER_DRAINING && !w->n_inbound && dp_empty(&w->group))
         take_down(c, now, i);
 }
 
@@ -277,7 +281,7 @@ static void fault_one(struct cluster *c, const struct fault *f, uint32_t i)
     case FAULT_DOWN: take_down(c, f->at_ps, i); break;
     case FAULT_UP: start_up(c, f->at_ps, i); break;
     case FAULT_SLOW:
-        engine_set_slow(c->workers[i].engine, f->at_ps, f->factor);
+        dp_set_slow(&c->workers[i].group, f->at_ps, f->factor);
         cluster_reschedule(c, i);
         break;
     case FAULT_DRAIN: drain(c, f->at_ps, i); break;
@@ -316,7 +320,7 @@ static void advance_worker(struct cluster *c, uint32_t i, int64_t now)
         cluster_event_new(c, CLUSTER_EV_WORKER_UP, now, i, 0);
     }
     if (worker_runs(w)) {
-        engine_run(w->engine, now);
+        dp_run(&w->group, now);
         transfer_collect(c, i);
         cluster_touch(c, i);
     }
@@ -339,8 +343,9 @@ static void advance_shared(struct cluster *c, int64_t now)
 {
     struct shared_tier_done done;
     while (shared_tier_pop(c->shared, now, &done)) {
-        engine_shared_done(c->workers[done.client].engine, now, &done);
-        cluster_reschedule(c, done.client);
+        uint32_t w = done.client / ENGINE_MAX_DP;
+        dp_shared_done(&c->workers[w].group, now, done.client % ENGINE_MAX_DP, &done);
+        cluster_reschedule(c, w);
     }
 }
 
@@ -369,14 +374,20 @@ static void cache_change(void *ctx, const struct engine_cache_change *change)
     k->c->opt.on_cache(k->c->opt.on_cache_ctx, k->worker, k->at_ps, change);
 }
 
+static void drain_logs(struct cluster *c, uint32_t w, int64_t at)
+{
+    const struct dp_group *g = &c->workers[w].group;
+    for (uint32_t r = 0; r < g->n; r++)
+        engine_drain_cache_log(g->ranks[r], cache_change, &(struct cache_ctx){c, w, at});
+}
+
 /* Changes that the last pass left behind happened now, those of the pass that begins happen at its end. */
 static void start_logged(struct cluster *c, uint32_t w, int64_t now)
 {
-    struct engine *e = c->workers[w].engine;
-    engine_drain_cache_log(e, cache_change, &(struct cache_ctx){c, w, now});
-    engine_start(e, now, PS_NEVER);
-    int64_t end = engine_next_ps(e);
-    engine_drain_cache_log(e, cache_change, &(struct cache_ctx){c, w, end == PS_NEVER ? now : end});
+    struct dp_group *g = &c->workers[w].group;
+    drain_logs(c, w, now);
+    dp_start(g, now, PS_NEVER);
+    drain_logs(c, w, dp_in_pass(g) ? dp_next_ps(g) : now);
 }
 
 void cluster_start(struct cluster *c, int64_t now)
@@ -388,7 +399,7 @@ void cluster_start(struct cluster *c, int64_t now)
             if (c->opt.on_cache)
                 start_logged(c, w, now);
             else
-                engine_start(c->workers[w].engine, now, PS_NEVER);
+                dp_start(&c->workers[w].group, now, PS_NEVER);
             transfer_collect(c, w); /* blocks that were reserved */
         }
         cluster_reschedule(c, w);
@@ -399,7 +410,7 @@ void cluster_start(struct cluster *c, int64_t now)
 void cluster_drain(struct cluster *c)
 {
     for (uint32_t i = 0; c->opt.lazy && i < c->n_workers; i++) {
-        engine_run(c->workers[i].engine, PS_NEVER);
+        dp_run(&c->workers[i].group, PS_NEVER);
         transfer_collect(c, i);
     }
 }
@@ -411,7 +422,7 @@ void cluster_wake(struct cluster *c, int64_t now)
     c->opt.lazy = false;
     for (uint32_t i = 0; i < c->n_workers; i++) {
         if (worker_runs(&c->workers[i]))
-            engine_run(c->workers[i].engine, now);
+            dp_run(&c->workers[i].group, now);
         transfer_collect(c, i);
         cluster_touch(c, i);
     }
@@ -421,7 +432,12 @@ void cluster_wake(struct cluster *c, int64_t now)
 
 const struct engine *cluster_engine(const struct cluster *c, uint32_t worker)
 {
-    return c->workers[worker].engine;
+    return c->workers[worker].group.ranks[0];
+}
+
+const struct dp_group *cluster_group(const struct cluster *c, uint32_t worker)
+{
+    return &c->workers[worker].group;
 }
 
 const struct shared_tier *cluster_shared(const struct cluster *c)

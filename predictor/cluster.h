@@ -22,6 +22,7 @@
 
 #include "predictor/engine.h"
 #include "predictor/engine_config.h"
+#include "predictor/dp.h"
 
 #define CLUSTER_MAX_WORKERS 16384u
 #define CLUSTER_MAX_FAULTS 65536u
@@ -85,7 +86,8 @@ struct cluster_options {
     bool stepping; /* no fast-forward */
     bool lazy;
     bool first_tokens; /* events wanted */
-    /* called for every change of a prefix cache, at_ps = end of the step that made it; NULL: not wanted */
+    /* called for every change of a prefix cache (with dp_size, of any rank's: a router that takes a worker for
+     * one cache believes what a rank drops to be gone), at_ps = end of the step that made it; NULL: not wanted */
     void (*on_cache)(void *ctx, uint32_t worker, int64_t at_ps,
                      const struct engine_cache_change *change);
     void *on_cache_ctx;
@@ -151,6 +153,8 @@ void cluster_drain(struct cluster *c);
 /* Ends lazy mode: from now on answers matter. */
 void cluster_wake(struct cluster *c, int64_t now);
 
+const struct dp_group *cluster_group(const struct cluster *c, uint32_t worker);
+/* Its first rank. */
 const struct engine *cluster_engine(const struct cluster *c, uint32_t worker);
 /* The store that workers share; NULL: none. */
 const struct shared_tier *cluster_shared(const struct cluster *c);

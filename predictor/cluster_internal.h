@@ -5,6 +5,7 @@
 
 #include "predictor/cluster.h"
 #include "predictor/fair_share.h"
+#include "predictor/dp.h"
 #include "predictor/shared_tier.h"
 
 enum worker_state {
@@ -15,7 +16,7 @@ enum worker_state {
 };
 
 struct worker {
-    struct engine *engine;
+    struct dp_group group;
     struct worker_config config;
     enum worker_state state;
     int64_t ready_ps; /* STARTING: when it will be up */
@@ -29,10 +30,10 @@ struct worker {
 
 /* Where a request is. */
 struct leg {
-    uint32_t worker,
-        slot; /* of the engine that works on it now, or holds its KV; slot: if `there` */
-    uint32_t to,
-        to_slot; /* decode worker that its KV is on the way to, or that reserves blocks for it */
+    /* of the engine that works on it now, or holds its KV; rank and slot only if `there` */
+    uint32_t worker, rank, slot;
+    /* decode worker that its KV is on the way to, or that reserves blocks for it (then with a slot) */
+    uint32_t to, to_rank, to_slot;
     uint32_t transfer; /* in worker's uplink */
     bool live, there, moving, held, reserving, reserved, tokens_out;
     uint32_t cached_tok;      /* prompt tokens that `to` had cached when it reserved */

@@ -139,6 +139,7 @@ void engine_free(struct engine *e)
     free(e->arriving.items);
     free(e->leaving);
     free(e->batch);
+    free(e->ends);
     free(e->events);
     free(e->trace_batch);
     for (int i = 0; i < 3; i++)
@@ -156,7 +157,8 @@ static int reserve_as(struct engine *dst, const struct engine *src)
     if (MEM_RESERVE(dst->leaving, dst->leaving_cap, src->n_leaving) ||
         MEM_RESERVE(dst->seqs, dst->seqs_cap, src->seqs_used) ||
         MEM_RESERVE(dst->running, dst->running_cap, src->n_running) ||
-        MEM_RESERVE(dst->batch, dst->batch_cap, src->n_batch))
+        MEM_RESERVE(dst->batch, dst->batch_cap, src->n_batch) ||
+        MEM_RESERVE(dst->ends, dst->ends_cap, src->paced ? (uint32_t)src->steps : 0))
         return WEIR_E_NOMEM;
     return 0;
 }
@@ -198,6 +200,10 @@ int engine_copy(struct engine *dst, const struct engine *src)
     dst->batch = old.batch;
     dst->batch_cap = old.batch_cap;
     MEM_COPY(dst->batch, src->batch, src->n_batch);
+    dst->ends = old.ends;
+    dst->ends_cap = old.ends_cap;
+    if (src->paced && src->skipping && src->in_pass)
+        MEM_COPY(dst->ends, src->ends, (uint32_t)src->steps);
     dst->events = old.events;
     dst->events_cap = old.events_cap;
     dst->n_events = 0;
@@ -711,6 +717,18 @@ static uint64_t walk_until(const struct walk *w, int64_t *t, int64_t until)
 static uint64_t passes_until(const struct engine *e, uint64_t max, int64_t until, int64_t *end)
 {
     uint64_t n = 0;
+    if (e->paced) {
+        uint64_t high = max - 1; /* the first of ends[] that is not before until, or the last */
+        while (n < high) {
+            uint64_t mid = (n + high) / 2;
+            if (e->ends[mid] < until)
+                n = mid + 1;
+            else
+                high = mid;
+        }
+        *end = e->ends[n];
+        return n + 1;
+    }
     if (e->closed_form) {
         n = closed_until(e, max, until);
         *end = e->start_ps + closed_sum(e, n);
@@ -793,10 +811,17 @@ static uint64_t skippable(const struct engine *e)
     return n;
 }
 
+/* Blocks in use in a decode-only pass that begins now. */
+static uint32_t first_step_blocks(const struct engine *e)
+{
+    return (uint32_t)(e->kv.usable - kv_free_blocks(&e->kv) + blocks_needed(e, 1));
+}
+
 static void start_skip(struct engine *e, uint64_t n, int64_t horizon)
 {
+    e->paced = false;
     e->closed_form = e->c.step.linear_decode && e->slow == 1;
-    e->step_blocks = e->kv.usable - kv_free_blocks(&e->kv) + (uint32_t)blocks_needed(e, 1);
+    e->step_blocks = first_step_blocks(e);
     if (e->closed_form) {
         struct walk w;
         walk_start(e, &w);
@@ -873,21 +898,63 @@ static bool start_pass(struct engine *e)
     return true;
 }
 
-void engine_start(struct engine *e, int64_t now, int64_t horizon)
+uint64_t engine_prepare(struct engine *e, int64_t now)
 {
     bool coming = e->arriving.n || e->n_leaving;
-    if (e->in_pass || (!e->n_running && !coming && (!e->waiting.n || !e->ready)))
-        return;
+    if (!e->n_running && !coming && (!e->waiting.n || !e->ready))
+        return UINT64_MAX;
     e->start_ps = now;
     e->slow = e->slow_next;
     let_go(e, false);
-    uint64_t n = skippable(e);
+    return skippable(e);
+}
+
+void engine_start(struct engine *e, int64_t now, int64_t horizon)
+{
+    if (e->in_pass)
+        return;
+    uint64_t n = engine_prepare(e, now);
+    if (n == UINT64_MAX)
+        return;
     if (e->tiers && tiers_next_ps(e) < horizon)
         horizon = tiers_next_ps(e);
     if (n > 1)
         start_skip(e, n, horizon);
     else
         start_pass(e);
+}
+
+int64_t engine_begin_pass(struct engine *e)
+{
+    return start_pass(e) ? e->end_ps : PS_NEVER;
+}
+
+void engine_decode_times(struct engine *e, uint32_t n, int64_t *ps)
+{
+    struct walk w;
+    e->step_blocks = first_step_blocks(e);
+    walk_start(e, &w);
+    if (e->c.step.linear_decode && e->slow == 1) {
+        int64_t a = step_time_ps(&e->c.step, &w.b), d = e->c.step.k_ps * (int64_t)w.b.decode_reqs;
+        for (uint32_t i = 0; i < n; i++, a += d)
+            ps[i] = a;
+        return;
+    }
+    for (uint32_t i = 0; i < n; i += (uint32_t)w.n) {
+        walk_next(e, &w, n - i);
+        for (uint32_t k = 0; k < w.n; k++)
+            ps[i + k] = w.equal ? w.ps[0] : w.ps[k];
+    }
+}
+
+void engine_begin_paced(struct engine *e, const int64_t *ends, uint32_t n)
+{
+    MEM_GROW(e->ends, e->ends_cap, n);
+    memcpy(e->ends, ends, n * sizeof *ends);
+    e->paced = e->skipping = e->in_pass = true;
+    e->closed_form = false;
+    e->steps = n;
+    e->end_ps = ends[n - 1];
 }
 
 int64_t engine_next_ps(const struct engine *e)
@@ -978,6 +1045,15 @@ static void skip_itl(struct engine *e, struct walk *w, uint64_t m, uint32_t on_t
 {
     bool uniform = on_time == live && live == e->n_running;
     uint64_t first = uniform ? 0 : 1, last = uniform || m == 1 ? m : m - 1;
+    if (e->paced) {
+        int64_t before = e->start_ps;
+        for (uint64_t i = 0; i < m; before = e->ends[i++])
+            hist_add(e->itl, e->ends[i] - before,
+                     i < first  ? on_time
+                     : i < last ? e->n_running
+                                : live);
+        return;
+    }
     if (e->closed_form) {
         int64_t a = e->step_a_ps, d = e->step_d_ps;
         if (first)
@@ -1003,7 +1079,9 @@ static void end_skip(struct engine *e)
     int64_t first_ps = e->step_a_ps;
     uint32_t on_time = 0, live = 0;
     struct walk w;
-    if (!e->closed_form) {
+    if (e->paced) {
+        first_ps = e->ends[0] - e->start_ps;
+    } else if (!e->closed_form) {
         walk_start(e, &w);
         walk_next(e, &w, m);
         first_ps = w.ps[0];
@@ -1105,6 +1183,17 @@ static void end_pass(struct engine *e)
     compact_running(e);
 }
 
+void engine_end(struct engine *e)
+{
+    end_pass(e);
+}
+
+void engine_boundary(struct engine *e, int64_t now)
+{
+    if (e->tiers)
+        tiers_run(e, now);
+}
+
 /* Of passes taken together, those happen that end by now. */
 static void settle(struct engine *e, int64_t now)
 {
@@ -1123,8 +1212,7 @@ void engine_run(struct engine *e, int64_t until)
 {
     for (;;) {
         if (!e->in_pass) {
-            if (e->tiers)
-                tiers_run(e, e->end_ps);
+            engine_boundary(e, e->end_ps);
             if (e->end_ps >= until)
                 return;
             engine_start(e, e->end_ps, until);

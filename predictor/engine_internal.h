@@ -89,11 +89,14 @@ struct engine {
     uint32_t n_batch, batch_cap;
     bool in_pass, skipping;
     int64_t start_ps, end_ps;
-    int64_t ended_ps; /* when the last pass ended */
+    int64_t ended_ps;             /* when the last pass ended */
     uint64_t steps;               /* skipping: how many */
     int64_t step_a_ps, step_d_ps; /* skipping with a closed form: pass i takes a + i*d */
     bool closed_form;
     uint32_t step_blocks; /* skipping: blocks in use in the first pass */
+    bool paced;           /* skipping in step with others: pass i ends at ends[i] */
+    int64_t *ends;
+    uint32_t ends_cap;
 
     bool ready; /* at a boundary: something may have changed since the last scheduling */
     bool
@@ -169,6 +172,22 @@ void engine_drop_aside(struct engine *e, uint32_t slot);
 void engine_room_made(struct engine *e);
 /* Passes in flight whose start is not before `now` do not happen as planned: something comes then. */
 void engine_cut(struct engine *e, int64_t now);
+
+/* ---- in step with others (dp.c), instead of engine_run and engine_start */
+
+/* Something happens at or before `now` in a pass boundary: copies that are complete count from then on. */
+void engine_boundary(struct engine *e, int64_t now);
+/* Gets ready for a pass that begins now. Returns how many decode-only passes can be taken together; 0 or 1: the
+ * scheduler has to be asked; UINT64_MAX: there is nothing to do. */
+uint64_t engine_prepare(struct engine *e, int64_t now);
+/* Plans a pass. Returns when it would end by itself; PS_NEVER: nothing can run. */
+int64_t engine_begin_pass(struct engine *e);
+/* How long each of the next n decode-only passes would take by itself. */
+void engine_decode_times(struct engine *e, uint32_t n, int64_t *ps);
+/* Takes n decode-only passes together, which end at ends[0..n - 1]. */
+void engine_begin_paced(struct engine *e, const int64_t *ends, uint32_t n);
+/* Ends the pass in flight, or those taken together, at e->end_ps. */
+void engine_end(struct engine *e);
 
 /* ---- engine_tier.c: only with e->tiers, but for tiers_new, which fills it if the limits ask for it */
 WEIR_NODISCARD int tiers_new(struct engine *e);

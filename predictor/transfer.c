@@ -19,9 +19,14 @@ static struct leg *leg_of(struct cluster *c, uint32_t handle)
     return &c->legs[handle];
 }
 
-static struct engine *engine_of(struct cluster *c, uint32_t worker)
+static struct dp_group *group_of(struct cluster *c, uint32_t worker)
 {
-    return c->workers[worker].engine;
+    return &c->workers[worker].group;
+}
+
+static bool fits(const struct cluster *c, uint32_t worker, const struct request_spec *s)
+{
+    return engine_fits(c->workers[worker].group.ranks[0], s);
 }
 
 /* ---- leases */
@@ -77,11 +82,11 @@ static void withdraw(struct cluster *c, int64_t now, struct leg *leg, uint32_t d
     if (leg->moving)
         fair_share_cancel(&c->workers[from].uplink, now, leg->transfer);
     if (leg->there && from != dead) {
-        engine_abort(engine_of(c, from), now, leg->slot);
+        dp_abort(group_of(c, from), now, leg->rank, leg->slot);
         cluster_touch(c, from);
     }
     if (at_to && to != dead) {
-        engine_abort(engine_of(c, to), now, leg->to_slot);
+        dp_abort(group_of(c, to), now, leg->to_rank, leg->to_slot);
         cluster_touch(c, to);
         cluster_reschedule(c, to);
     }
@@ -137,18 +142,22 @@ int cluster_submit(struct cluster *c, int64_t now, uint32_t worker, const struct
 {
     if (worker >= c->n_workers || !worker_takes(&c->workers[worker]))
         return WEIR_E_STATE;
-    struct engine *e = engine_of(c, worker);
+    struct dp_group *g = group_of(c, worker);
     struct leg *leg = leg_of(c, handle);
-    uint32_t slot;
     if (c->opt.lazy) {
-        engine_run(e, now);
+        dp_run(g, now);
         transfer_collect(c, worker);
     }
-    int rc = engine_submit(e, now, s, handle, prefill_only ? ENGINE_PREFILL_ONLY : 0, &slot);
+    uint32_t rank = dp_choose(g), slot;
+    int rc = dp_submit(g, now, rank, s, handle, prefill_only ? ENGINE_PREFILL_ONLY : 0, &slot);
     if (rc)
         return rc;
-    *leg = (struct leg){
-        .worker = worker, .slot = slot, .live = true, .there = true, .lease_ps = PS_NEVER};
+    *leg = (struct leg){.worker = worker,
+                        .rank = rank,
+                        .slot = slot,
+                        .live = true,
+                        .there = true,
+                        .lease_ps = PS_NEVER};
     cluster_touch(c, worker);
     return 0;
 }
@@ -159,16 +168,17 @@ int cluster_submit_pair(struct cluster *c, int64_t now, uint32_t worker, uint32_
     if (worker >= c->n_workers || !worker_takes(&c->workers[worker]) || decode >= c->n_workers ||
         !worker_takes(&c->workers[decode]))
         return WEIR_E_STATE;
-    if (!engine_fits(engine_of(c, worker), s))
+    if (!fits(c, worker, s))
         return WEIR_E_TOO_LARGE;
     struct leg *leg = leg_of(c, handle);
-    uint32_t slot;
-    int rc = engine_submit(engine_of(c, decode), now, s, handle, ENGINE_REMOTE_KV | ENGINE_RESERVE,
-                           &slot);
+    struct dp_group *g = group_of(c, decode);
+    uint32_t rank = dp_choose(g), slot;
+    int rc = dp_submit(g, now, rank, s, handle, ENGINE_REMOTE_KV | ENGINE_RESERVE, &slot);
     if (rc)
         return rc;
     *leg = (struct leg){.worker = worker,
                         .to = decode,
+                        .to_rank = rank,
                         .to_slot = slot,
                         .live = true,
                         .reserving = true,
@@ -211,8 +221,9 @@ static void reserved(struct cluster *c, int64_t now, uint32_t handle, uint32_t c
         return;
     }
     c->workers[leg->worker].n_inbound--;
-    int rc = engine_submit(engine_of(c, leg->worker), now, &leg->spec, handle, ENGINE_PREFILL_ONLY,
-                           &leg->slot);
+    struct dp_group *g = group_of(c, leg->worker);
+    leg->rank = dp_choose(g);
+    int rc = dp_submit(g, now, leg->rank, &leg->spec, handle, ENGINE_PREFILL_ONLY, &leg->slot);
     if (rc) { /* not for its size, and it would be lost had the worker died */
         transfer_lost(c, now, leg->worker, handle);
         return;
@@ -224,7 +235,7 @@ static void reserved(struct cluster *c, int64_t now, uint32_t handle, uint32_t c
 /* Blocks that were reserved on another worker are given back. */
 static void give_back(struct cluster *c, int64_t now, struct leg *leg)
 {
-    engine_abort(engine_of(c, leg->to), now, leg->to_slot);
+    dp_abort(group_of(c, leg->to), now, leg->to_rank, leg->to_slot);
     cluster_touch(c, leg->to);
     leg->reserved = false;
     cluster_leave(c, now, leg->to);
@@ -239,7 +250,7 @@ int cluster_handoff(struct cluster *c, int64_t now, uint32_t worker, const struc
     bool mine = leg->reserved && leg->to == worker;
     if (!(mine ? worker_runs(&c->workers[worker]) : worker_takes(&c->workers[worker])))
         return WEIR_E_STATE;
-    if (!engine_fits(engine_of(c, worker), s))
+    if (!fits(c, worker, s))
         return WEIR_E_TOO_LARGE;
     leg->spec = *s;
     if (mine) {
@@ -248,12 +259,13 @@ int cluster_handoff(struct cluster *c, int64_t now, uint32_t worker, const struc
     }
     if (leg->reserved) /* another one was chosen in the end */
         give_back(c, now, leg);
-    uint32_t slot;
-    int rc = engine_submit(engine_of(c, worker), now, s, handle, ENGINE_REMOTE_KV | ENGINE_RESERVE,
-                           &slot);
+    struct dp_group *g = group_of(c, worker);
+    uint32_t rank = dp_choose(g), slot;
+    int rc = dp_submit(g, now, rank, s, handle, ENGINE_REMOTE_KV | ENGINE_RESERVE, &slot);
     if (rc)
         return rc;
     leg->to = worker;
+    leg->to_rank = rank;
     leg->to_slot = slot;
     leg->reserving = true;
     cluster_touch(c, worker);
@@ -264,13 +276,17 @@ int cluster_handoff(struct cluster *c, int64_t now, uint32_t worker, const struc
 static void arrive(struct cluster *c, int64_t now, uint32_t handle)
 {
     struct leg *leg = &c->legs[handle];
-    uint32_t from = leg->worker, to = leg->to, slot = leg->to_slot;
-    engine_release(engine_of(c, from), now, leg->slot);
+    uint32_t from = leg->worker, to = leg->to;
+    dp_release(group_of(c, from), now, leg->rank, leg->slot);
     cluster_touch(c, from);
-    engine_arrived(engine_of(c, to), now, slot);
+    dp_arrived(group_of(c, to), now, leg->to_rank, leg->to_slot);
     cluster_touch(c, to);
-    *leg =
-        (struct leg){.worker = to, .slot = slot, .live = true, .there = true, .lease_ps = PS_NEVER};
+    *leg = (struct leg){.worker = to,
+                        .rank = leg->to_rank,
+                        .slot = leg->to_slot,
+                        .live = true,
+                        .there = true,
+                        .lease_ps = PS_NEVER};
     lease_trim(c);
     cluster_leave(c, now, from);
 }
@@ -304,10 +320,12 @@ static void collect_one(struct cluster *c, uint32_t w, const struct engine_event
 
 void transfer_collect(struct cluster *c, uint32_t w)
 {
-    struct engine *e = engine_of(c, w);
-    uint32_t n;
-    const struct engine_event *in = engine_events(e, &n);
-    for (uint32_t i = 0; i < n; i++)
-        collect_one(c, w, &in[i]);
-    engine_clear_events(e);
+    const struct dp_group *g = group_of(c, w);
+    for (uint32_t r = 0; r < g->n; r++) {
+        uint32_t n;
+        const struct engine_event *in = engine_events(g->ranks[r], &n);
+        for (uint32_t i = 0; i < n; i++)
+            collect_one(c, w, &in[i]);
+        engine_clear_events(g->ranks[r]);
+    }
 }

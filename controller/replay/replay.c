@@ -516,7 +516,7 @@ static void poll_telemetry(struct replay *r)
         if (!cluster_worker_up(r->cluster, w))
             continue;
         struct engine_load load;
-        engine_get_load(cluster_engine(r->cluster, w), r->now_ps, &load);
+        dp_get_load(cluster_group(r->cluster, w), r->now_ps, &load);
         struct core_telemetry tel = {.at_ps = r->now_ps,
                                      .running = load.running,
                                      .waiting = load.waiting,
@@ -779,7 +779,7 @@ static void report_workers(struct replay *r, uint64_t *passes)
     for (uint32_t p = 0; p < r->stack->n_pools; p++) {
         for (uint32_t i = 0; i < r->stack->pools[p].workers; i++, k++) {
             struct engine_stats st;
-            engine_get_stats(cluster_engine(r->cluster, k), &st);
+            dp_get_stats(cluster_group(r->cluster, k), &st);
             struct report_worker w = {.pool = p,
                                       .busy_ps = st.busy_ps,
                                       .up_ps =
