@@ -888,7 +888,7 @@ static bool start_pass(struct engine *e)
     if (!e->n_batch)
         return false;
     struct step_batch b;
-    (e->ops->describe ? e->ops->describe : engine_describe_batch)(e, &b);
+    engine_step_batch(e, &b);
     e->skipping = false;
     e->in_pass = true;
     int64_t begin = e->start_ps;
@@ -1330,6 +1330,11 @@ uint32_t engine_step_begin(struct engine *e, int64_t now, const struct engine_ba
     }
     *batch = e->trace_batch;
     return e->n_batch;
+}
+
+void engine_step_batch(const struct engine *e, struct step_batch *b)
+{
+    (e->ops->describe ? e->ops->describe : engine_describe_batch)(e, b);
 }
 
 uint32_t engine_step_list(const struct engine *e, enum engine_step_list which,

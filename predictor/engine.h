@@ -158,6 +158,8 @@ struct engine_batch_item {
 };
 /* One scheduling pass; the batch stays valid until engine_step_end. */
 uint32_t engine_step_begin(struct engine *e, int64_t now, const struct engine_batch_item **batch);
+/* What the step model is told of that pass. */
+void engine_step_batch(const struct engine *e, struct step_batch *b);
 /* Handles preempted, newly admitted and resumed by the last engine_step_begin, in order. */
 enum engine_step_list { STEP_PREEMPTED, STEP_NEW, STEP_RESUMED };
 uint32_t engine_step_list(const struct engine *e, enum engine_step_list which,

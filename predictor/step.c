@@ -27,6 +27,8 @@ static const char *check_linear(const struct step_params *p)
         return "p_ms_per_tok must be 0..1e9";
     if (!usable(p->q_ms_per_tok2, 0, STEP_MAX_MS))
         return "q_ms_per_tok2 must be 0..1e9";
+    if (!usable(p->mix_ms_per_tok, 0, STEP_MAX_MS))
+        return "mix_ms_per_tok must be 0..1e9";
     if (!usable(p->prefill_floor_ms, 0, STEP_MAX_MS))
         return "prefill_floor_ms must be 0..1e9";
     if (!p->moe_experts)
@@ -131,6 +133,7 @@ static void init_linear(struct step_model *m, const struct step_params *p, doubl
     m->k_ps = to_ps(p->k_ms_per_tok * ps);
     m->p_fs = to_ps(p->p_ms_per_tok * ps * 1024);
     m->q_as2 = to_ps(p->q_ms_per_tok2 * ps * (1048576 / 2));
+    m->mix_ps = to_ps(p->mix_ms_per_tok * ps);
     m->floor_ps = to_ps(p->prefill_floor_ms * ps);
     m->moe_miss = p->moe_experts ? 1 - (double)p->moe_active / (double)p->moe_experts : 0;
     /* A verified draft token is one more token of the pass: a request's share d0, or p where the fit found
@@ -202,6 +205,7 @@ static int64_t linear_ps(const struct step_model *m, const struct step_batch *b)
                     ((i128)m->q_as2 * (i128)b->prefill_attn >> 20);
         if (work > m->floor_ps)
             t += work - m->floor_ps;
+        t += (i128)m->mix_ps * (i128)b->decode_ctx_tok;
     }
     return t < STEP_MAX_PS ? (int64_t)t : STEP_MAX_PS;
 }

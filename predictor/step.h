@@ -45,6 +45,9 @@ struct step_params {
     double w_ms, d0_ms_per_req, k_ms_per_tok, p_ms_per_tok, q_ms_per_tok2;
     double
         prefill_floor_ms; /* prefill work shorter than this is hidden under W (memory bound); 0 off */
+    /* a step that also prefills reads each decoding request's KV token with the prefill's kernels, which take this
+     * much longer for it than k; 0: no difference (bench/fidelity) */
+    double mix_ms_per_tok;
     /* MoE: W grows from w_ms*(1-moe_share) by the active experts 1-(1-k/N)^tokens; 0 experts = off */
     uint32_t moe_experts, moe_active;
     double moe_w_share; /* share of w_ms that is expert weights, 0..1 */
@@ -74,7 +77,8 @@ struct step_model {
     int64_t w_ps, d0_ps, k_ps; /* linear; per step, per request, per KV token */
     int64_t p_fs,
         q_as2; /* linear: p in 2^-10 ps per token, q in 2^-20 ps per token^2 (of 2*n*c+n*n halves) */
-    int64_t w_moe_ps;            /* linear: the part of W that experts make, w_ps without it */
+    int64_t mix_ps;   /* linear: per KV token of decoding requests in a step that prefills */
+    int64_t w_moe_ps; /* linear: the part of W that experts make, w_ps without it */
     int64_t floor_ps, verify_ps; /* linear: hidden prefill work; gamma draft tokens of a request */
     int64_t draft_ps;            /* all forms: drafting gamma tokens */
     double moe_miss;             /* chance that a token does not use a given expert */

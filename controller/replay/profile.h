@@ -76,16 +76,22 @@ WEIR_NODISCARD int model_shape_read(struct model_shape *m, const char *name, con
 /* Bytes per parameter of a named type (bf16, fp16, fp8, int8, int4, fp4, mxfp4); 0: no such. */
 double dtype_bytes(const char *name);
 
-/* What the roofline is asked. */
+/* Usual shares of the datasheet's bandwidth and FLOPS that are reached (engine-model.md 3.1, 3.3). */
+#define ROOFLINE_EFF 0.8
+#define ROOFLINE_MFU 0.45
+
+/* What the roofline is asked. A worker is tp * pp * dp GPUs: tensors are split over tp, layers over pp stages, and
+ * dp copies of the attention layers (data-parallel ranks, in step) share one set of experts, which is spread
+ * over tp * dp GPUs, by expert or by slice: to the roofline that is the same. */
 struct roofline {
     const struct gpu_spec *gpu;
-    uint32_t tp;
+    uint32_t tp, pp, dp;
     double weight_bytes, kv_bytes; /* per parameter of the layers, per KV element */
     double eff, mfu;               /* share of bandwidth and of FLOPS that is reached, 0..1 */
 };
 
 /* Dense TFLOPS at which weights of this many bytes are multiplied: fp8 and fp4 where the GPU has
- * them, else they are unpacked to bf16. */
+ * them, else they are unpacked to bf16, as int4 always is. */
 double roofline_tflops(const struct gpu_spec *gpu, double weight_bytes);
 
 /* KV bytes of one token over all layers. */
@@ -95,8 +101,16 @@ double model_kv_bytes_per_token(const struct model_shape *m, double kv_bytes);
 double model_weight_bytes(const struct model_shape *m, double weight_bytes);
 double model_step_bytes(const struct model_shape *m, double weight_bytes);
 
-/* Step times by the roofline (DESIGN 4): W from weight bytes over bandwidth, k from KV bytes, p and q
- * from operations over FLOPS. d0 stays 0: the roofline says nothing about it. */
+/* The same per GPU: weights kept there, and what a step reads there times the stages it goes through. */
+double roofline_gpu_weight_bytes(const struct model_shape *m, const struct roofline *r);
+double roofline_gpu_step_bytes(const struct model_shape *m, const struct roofline *r);
+/* GPUs that a request's KV is split over (KV heads, while there are enough; a latent KV is on all of them). */
+double roofline_kv_split(const struct model_shape *m, const struct roofline *r);
+
+/* Step times by the roofline (DESIGN 4; engine-model.md 3.1): W from weight bytes over bandwidth, k from KV bytes,
+ * p and q from operations over FLOPS. d0 stays 0: the roofline says nothing about it, nor about communication.
+ * Stages run one after the other, so pp changes nothing here; that several batches are under way in
+ * them is not modelled. */
 void roofline_step(struct step_params *p, const struct model_shape *m, const struct roofline *r);
 
 #endif

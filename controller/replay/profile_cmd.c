@@ -14,6 +14,9 @@
 
 #define COMMAND "profile"
 #define TP_MAX 1024
+#define PP_MAX 1024
+#define DP_MAX 1024
+#define GPUS_MAX 65536 /* tp * pp * dp: what a profile may have */
 
 /* The command line. */
 struct ask {
@@ -39,6 +42,8 @@ static void print_help(FILE *out)
         "  --config FILE     config.json of the model\n"
         "  --gpu NAME        one of the GPUs below, or any name together with --bandwidth and --tflops\n"
         "  --tp N            GPUs one worker's tensors are split over (1)\n"
+        "  --pp N            pipeline stages its layers are split over (1)\n"
+        "  --dp N            data-parallel ranks that share one set of experts (1): set dp_size too\n"
         "  --dtype TYPE      weights: bf16, fp16, fp8, int8, int4, fp4, mxfp4 (what config.json says)\n"
         "  --kv-dtype TYPE   KV cache: bf16, fp8 ... (bf16)\n"
         "  --eff X           share of the memory bandwidth that is reached (0.8)\n"
@@ -89,6 +94,8 @@ enum {
     OPT_CONFIG = 256,
     OPT_GPU,
     OPT_TP,
+    OPT_PP,
+    OPT_DP,
     OPT_DTYPE,
     OPT_KV_DTYPE,
     OPT_EFF,
@@ -107,6 +114,10 @@ static const struct option options[] = {
     {"gpu", required_argument, NULL, OPT_GPU},
     {"tp", required_argument, NULL, OPT_TP},
     {"tensor-parallel-size", required_argument, NULL, OPT_TP},
+    {"pp", required_argument, NULL, OPT_PP},
+    {"pipeline-parallel-size", required_argument, NULL, OPT_PP},
+    {"dp", required_argument, NULL, OPT_DP},
+    {"data-parallel-size", required_argument, NULL, OPT_DP},
     {"dtype", required_argument, NULL, OPT_DTYPE},
     {"kv-dtype", required_argument, NULL, OPT_KV_DTYPE},
     {"kv-cache-dtype", required_argument, NULL, OPT_KV_DTYPE},
@@ -129,6 +140,8 @@ static int take_option(struct ask *a, int option, const char *value)
     case OPT_CONFIG: a->config = value; return 0;
     case OPT_GPU: a->gpu_name = value; return 0;
     case OPT_TP: return get_count("--tp", value, TP_MAX, &a->roofline.tp);
+    case OPT_PP: return get_count("--pp", value, PP_MAX, &a->roofline.pp);
+    case OPT_DP: return get_count("--dp", value, DP_MAX, &a->roofline.dp);
     case OPT_DTYPE:
         a->dtype = value;
         return dtype_bytes(value) > 0 ? 0
@@ -185,10 +198,16 @@ static int choose_gpu(struct ask *a)
     return 0;
 }
 
+static uint64_t gpus_of(const struct ask *a)
+{
+    return (uint64_t)a->roofline.tp * a->roofline.pp * a->roofline.dp;
+}
+
 static int parse(struct ask *a, int argc, char **argv)
 {
     *a = (struct ask){.model = "", .kv_dtype = "bf16", .block_size = 16};
-    a->roofline = (struct roofline){.tp = 1, .eff = 0.8, .mfu = 0.45};
+    a->roofline =
+        (struct roofline){.tp = 1, .pp = 1, .dp = 1, .eff = ROOFLINE_EFF, .mfu = ROOFLINE_MFU};
     cli_start();
     for (int option; (option = getopt_long(argc, argv, ":h", options, NULL)) != -1;) {
         int rc = option == '?' || option == ':' ? cli_bad_option(COMMAND, options, argv, option)
@@ -201,6 +220,11 @@ static int parse(struct ask *a, int argc, char **argv)
                         argv[optind]);
     if (!a->config || !a->gpu_name)
         return cli_fail(COMMAND, "expected --config and --gpu; see weir profile --help");
+    if (gpus_of(a) > GPUS_MAX)
+        return cli_fail(COMMAND,
+                        "--tp %" PRIu32 " --pp %" PRIu32 " --dp %" PRIu32
+                        ": expected at most %d GPUs together",
+                        a->roofline.tp, a->roofline.pp, a->roofline.dp, GPUS_MAX);
     return choose_gpu(a);
 }
 
@@ -213,13 +237,14 @@ static void print_assumptions(FILE *out, const struct ask *a, const struct model
                   "# Derived, not measured. What it assumes:\n"
                   "#   GPU: %g GB/s, %g dense TFLOPS at this precision (%s)\n"
                   "#   reached: %g of the bandwidth, %g of the FLOPS\n"
-                  "#   %.3f billion parameters, of which a step reads %.2f GB over %" PRIu32
-                  " GPU(s)\n"
+                  "#   %.3f billion parameters, of which a step reads %.2f GB, %.2f GB per GPU%s\n"
                   "#   weights %g bytes per parameter%s%s%s, embedding and head 2\n"
                   "#   KV %g bytes per element%s\n",
                   a->gpu.bandwidth_gb_s, roofline_tflops(&a->gpu, r->weight_bytes), a->gpu.source,
                   r->eff, r->mfu, unique / billion, model_step_bytes(m, r->weight_bytes) / billion,
-                  r->tp, r->weight_bytes, m->quantization[0] && !a->dtype ? " (" : "",
+                  roofline_gpu_step_bytes(m, r) / r->pp / billion,
+                  r->pp > 1 ? ", one stage after the other" : "", r->weight_bytes,
+                  m->quantization[0] && !a->dtype ? " (" : "",
                   m->quantization[0] && !a->dtype ? m->quantization : "",
                   m->quantization[0] && !a->dtype ? ")" : "", r->kv_bytes,
                   m->mla ? ", one latent vector per token, a copy on each GPU" : "");
@@ -231,7 +256,13 @@ static void print_assumptions(FILE *out, const struct ask *a, const struct model
                       m->experts_active, m->experts);
     if (m->sliding)
         (void)fputs("#   some layers see a window only: KV and attention are upper bounds\n", out);
-    if (r->tp > 1)
+    if (r->dp > 1)
+        (void)fprintf(out,
+                      "#   %" PRIu32
+                      " data-parallel ranks, each with all of attention; set dp_size: %" PRIu32
+                      " in engine\n",
+                      r->dp, r->dp);
+    if (gpus_of(a) > 1)
         (void)fputs("#   no time for communication between the GPUs\n", out);
     (void)fputs("#   d0 (per decoding request) is 0: the roofline says nothing about it\n"
                 "#   prefill shorter than the reading of the weights is hidden under it\n",
@@ -244,13 +275,13 @@ static void print_blocks(FILE *out, const struct ask *a, const struct model_shap
     const struct roofline *r = &a->roofline;
     if (a->utilization <= 0 || a->gpu.memory_gb <= 0)
         return;
-    double split = m->mla ? 1 : r->tp < m->kv_heads ? r->tp : m->kv_heads;
-    double left =
-        a->gpu.memory_gb * 1e9 * a->utilization - model_weight_bytes(m, r->weight_bytes) / r->tp;
-    double block = model_kv_bytes_per_token(m, r->kv_bytes) / split * a->block_size;
+    double weights = roofline_gpu_weight_bytes(m, r);
+    double left = a->gpu.memory_gb * 1e9 * a->utilization - weights;
+    double block = model_kv_bytes_per_token(m, r->kv_bytes) / (roofline_kv_split(m, r) * r->pp) *
+                   a->block_size;
     if (left <= 0) {
         (void)fprintf(out, "# The weights do not fit: %.1f GB per GPU of %.1f GB. Raise --tp.\n",
-                      model_weight_bytes(m, r->weight_bytes) / r->tp / 1e9, a->gpu.memory_gb);
+                      weights / 1e9, a->gpu.memory_gb);
         return;
     }
     (void)fprintf(out,
@@ -271,9 +302,8 @@ static void print_profile(FILE *out, const struct ask *a, const struct model_sha
     print_quoted(out, a->gpu.name);
     (void)fputs("\nprecision: ", out);
     print_quoted(out, a->dtype ? a->dtype : m->quantization[0] ? m->quantization : "bf16");
-    (void)fprintf(out, "\ntp: %" PRIu32 "\ngpus: %" PRIu32 "\nkv_bytes_per_token: %.0f\nstep:\n",
-                  a->roofline.tp, a->roofline.tp,
-                  model_kv_bytes_per_token(m, a->roofline.kv_bytes));
+    (void)fprintf(out, "\ntp: %" PRIu32 "\ngpus: %" PRIu64 "\nkv_bytes_per_token: %.0f\nstep:\n",
+                  a->roofline.tp, gpus_of(a), model_kv_bytes_per_token(m, a->roofline.kv_bytes));
     stack_print_step(out, "  ", p);
 }
 

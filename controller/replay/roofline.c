@@ -339,7 +339,7 @@ int model_shape_read(struct model_shape *m, const char *name, const char *json, 
 
 double roofline_tflops(const struct gpu_spec *gpu, double weight_bytes)
 {
-    if (weight_bytes < 0.6 && gpu->fp4_tflops > 0)
+    if (weight_bytes < 0.6 && weight_bytes != dtype_bytes("int4") && gpu->fp4_tflops > 0)
         return gpu->fp4_tflops;
     if (weight_bytes > 0.6 && weight_bytes <= 1 && gpu->fp8_tflops > 0)
         return gpu->fp8_tflops;
@@ -364,28 +364,46 @@ double model_weight_bytes(const struct model_shape *m, double weight_bytes)
     return model_step_bytes(m, weight_bytes) + (m->tied ? 0 : m->embedding * m->other_bytes);
 }
 
+double roofline_gpu_step_bytes(const struct model_shape *m, const struct roofline *r)
+{
+    double experts = m->expert * r->weight_bytes;
+    return (model_step_bytes(m, r->weight_bytes) - experts) / r->tp + experts / (r->tp * r->dp);
+}
+
+double roofline_gpu_weight_bytes(const struct model_shape *m, const struct roofline *r)
+{
+    double embedding =
+        model_weight_bytes(m, r->weight_bytes) - model_step_bytes(m, r->weight_bytes);
+    return (roofline_gpu_step_bytes(m, r) + embedding / r->tp) / r->pp;
+}
+
+double roofline_kv_split(const struct model_shape *m, const struct roofline *r)
+{
+    return m->mla ? 1 : r->tp < m->kv_heads ? r->tp : m->kv_heads;
+}
+
 void roofline_step(struct step_params *p, const struct model_shape *m, const struct roofline *r)
 {
     double bytes_per_ms = r->gpu->bandwidth_gb_s * 1e6 * r->eff;
     double ops_per_ms = roofline_tflops(r->gpu, r->weight_bytes) * 1e9 * r->mfu;
     double attention_ops_per_ms = r->gpu->bf16_tflops * 1e9 * r->mfu;
-    double step_bytes = model_step_bytes(m, r->weight_bytes);
-    /* KV heads are split over the GPUs while there are enough; a latent KV is on all of them. */
-    double kv_split = m->mla ? 1 : r->tp < m->kv_heads ? r->tp : m->kv_heads;
+    double step_bytes = roofline_gpu_step_bytes(m, r);
     double active = m->attention + m->mlp;
+    /* of a query and one token before it: the product with its key, and its value's share */
     double per_pair = m->mla ? 2.0 * m->heads * ((double)m->qk_nope_dim + m->qk_rope_dim + m->v_dim)
                              : 4.0 * m->heads * m->head_dim;
 
     memset(p, 0, sizeof *p);
     p->form = STEP_LINEAR;
     p->scale = 1;
-    p->w_ms = step_bytes / (r->tp * bytes_per_ms);
-    p->k_ms_per_tok = model_kv_bytes_per_token(m, r->kv_bytes) / (kv_split * bytes_per_ms);
+    p->w_ms = step_bytes / bytes_per_ms;
+    p->k_ms_per_tok =
+        model_kv_bytes_per_token(m, r->kv_bytes) / (roofline_kv_split(m, r) * bytes_per_ms);
     if (m->experts) {
         active += m->expert * m->experts_active / m->experts;
         p->moe_experts = m->experts;
         p->moe_active = m->experts_active;
-        p->moe_w_share = m->expert * r->weight_bytes / step_bytes;
+        p->moe_w_share = m->expert * r->weight_bytes / (r->tp * r->dp) / step_bytes;
     }
     p->p_ms_per_tok = 2 * active / (r->tp * ops_per_ms);
     p->q_ms_per_tok2 = m->layers * per_pair / (r->tp * attention_ops_per_ms);

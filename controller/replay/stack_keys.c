@@ -186,6 +186,8 @@ const struct key stack_keys[] = {
      STEP_AT(p_ms_per_tok), .help = "p: per prompt token"},
     {SCOPE_STEP, KEY_REAL, "q_ms_per_tok2", .unit = "ms/token^2", .max = COEF_MAX, .def = "0", .only = LINEAR,
      STEP_AT(q_ms_per_tok2), .help = "q: per prompt token and token of context before it (attention)"},
+    {SCOPE_STEP, KEY_REAL, "mix_ms_per_tok", .unit = "ms/token", .max = COEF_MAX, .def = "0", .only = LINEAR,
+     STEP_AT(mix_ms_per_tok), .help = "per token of KV read by decoding requests in a step that also prefills, on top of k"},
     {SCOPE_STEP, KEY_REAL, "prefill_floor_ms", .unit = "ms", .max = COEF_MAX, .def = "0", .only = LINEAR,
      STEP_AT(prefill_floor_ms), .help = "prefill work shorter than this is hidden under W; 0: off"},
     {SCOPE_STEP, KEY_U32, "moe_experts", .unit = "experts", .max = 65536, .def = "0", .only = LINEAR,

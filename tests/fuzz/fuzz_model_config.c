@@ -31,6 +31,8 @@ static void read_as(const uint8_t *data, size_t size, const char *dtype)
         struct step_params p;
         struct roofline r = {.gpu = gpu_at(i),
                              .tp = 1u << i % 8,
+                             .pp = 1u << i % 3,
+                             .dp = 1u << i % 5,
                              .weight_bytes = m.weight_bytes,
                              .kv_bytes = 2,
                              .eff = 0.8,

@@ -106,6 +106,23 @@ static void no_limit_is_latency_alone(void **state)
     expect_idle();
 }
 
+/* The peer simulator's links: nobody waits for anybody. */
+static void unshared_takes_the_whole_link_each(void **state)
+{
+    (void)state;
+    start(1, 10);
+    s.unshared = true;
+    fair_share_add(&s, 0, 1000, 1);
+    fair_share_add(&s, 500000, 1000, 2);
+    uint32_t gone = fair_share_add(&s, 500000, 200, 3);
+    fair_share_add(&s, 600000, 100, 4);
+    fair_share_cancel(&s, 650000, gone);
+    expect_next(700010, 4);
+    expect_next(1000010, 1);
+    expect_next(1500010, 2);
+    expect_idle();
+}
+
 /* Two of equal size, one cancelled half-way: the other has half its bytes left and the link to itself. */
 static void cancel_gives_the_share_back(void **state)
 {
@@ -258,6 +275,7 @@ int main(void)
         cmocka_unit_test(latency_takes_no_bandwidth),
         cmocka_unit_test(nothing_to_send),
         cmocka_unit_test(no_limit_is_latency_alone),
+        cmocka_unit_test(unshared_takes_the_whole_link_each),
         cmocka_unit_test(cancel_gives_the_share_back),
         cmocka_unit_test(cancel_in_latency),
         cmocka_unit_test(ids_are_used_again),

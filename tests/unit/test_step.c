@@ -109,6 +109,24 @@ static void empty_batch_takes_no_time(void **state)
     assert_int_equal(time_of(&m, decode(1, 100)), 1);
 }
 
+static void mixed_steps_read_kv_at_another_price(void **state)
+{
+    (void)state;
+    struct step_params p = {.form = STEP_LINEAR,
+                            .w_ms = 5,
+                            .k_ms_per_tok = 1e-3,
+                            .p_ms_per_tok = 0.02,
+                            .mix_ms_per_tok = 5e-4};
+    struct step_model m = make(&p);
+    struct step_batch b = prefill(100, 0);
+    assert_int_equal(step_time_ps(&m, &b), 7 * MS);
+    b.decode_reqs = 2;
+    b.decode_ctx_tok = 4000;
+    assert_int_equal(step_time_ps(&m, &b), 13 * MS);
+    b = (struct step_batch){.decode_reqs = 2, .decode_ctx_tok = 4000};
+    assert_int_equal(step_time_ps(&m, &b), 9 * MS);
+}
+
 static void floor_hides_short_prefills(void **state)
 {
     (void)state;
@@ -471,6 +489,7 @@ static void bad_numbers(void **state)
     REFUSE(llama, p_ms_per_tok, "p_ms_per_tok");
     REFUSE(llama, q_ms_per_tok2, "q_ms_per_tok2");
     REFUSE(llama, prefill_floor_ms, "prefill_floor_ms");
+    REFUSE(llama, mix_ms_per_tok, "mix_ms_per_tok");
     REFUSE(llama, spec_draft_ms, "spec_draft_ms");
     REFUSE(llama, scale, "scale");
     REFUSE(table, prefill_y[1], "prefill_ms");
@@ -552,6 +571,7 @@ int main(void)
         cmocka_unit_test(decode_grows_exactly),
         cmocka_unit_test(empty_batch_takes_no_time),
         cmocka_unit_test(floor_hides_short_prefills),
+        cmocka_unit_test(mixed_steps_read_kv_at_another_price),
         cmocka_unit_test(experts_read_grow_with_the_batch),
         cmocka_unit_test(powers_have_the_same_bits_everywhere),
         cmocka_unit_test(verification_costs_its_tokens),
