@@ -1,9 +1,13 @@
 /* prefix_index.c - see prefix_index.h.
  *
  *   table     open addressing by span name (linear probing, deletion by moving back)
- *   holders   who has a span: one pair in the table itself, or an array ordered by worker
- *   pairs     (span, worker): its blocks, references, place among its worker's pairs by last touch
+ *   holders   who has a span, and which of its blocks: one worker in the table itself, or an array
+ *             ordered by worker
+ *   pairs     (span, worker): references, place among its worker's pairs by last touch
  *   tallies   references block by block, for pairs whose requests use different parts of the span
+ *
+ * The table outgrows the processor's caches, so the slots of a prompt's spans are fetched ahead, a batch
+ * at a time: waiting for one of them is waiting for all.
  */
 #include "controller/core/prefix_index.h"
 
@@ -18,23 +22,27 @@
 #define FIRST_SLOTS 64u
 #define SPAN_BLOCKS 64u
 #define SIZE_CLASSES 16 /* arrays of holders: 2^class, up to 2^15 */
+#define BATCH 16        /* slots fetched ahead */
+
+/* Blocks of a span that a worker has: bit = depth % 64. */
+struct holder {
+    uint64_t mask;
+    uint32_t worker, pair;
+};
 
 /* A slot of the table; n is 0: empty. */
 struct entry {
     uint64_t name;
-    uint32_t at; /* size_class 0: the pair; else first holder in the pool */
-    uint16_t n;  /* workers */
+    union {
+        struct holder one; /* n is 1, size_class 0 */
+        uint32_t at;       /* in the pool */
+    };
+    uint16_t n; /* holders */
     uint8_t size_class;
-};
-
-struct holder {
-    uint64_t mask; /* copy of the pair's, to be read in a row */
-    uint32_t worker, pair;
 };
 
 struct pair {
     uint64_t name;
-    uint64_t mask; /* blocks that are there: bit = depth % 64 */
     uint32_t worker;
     uint32_t refs;         /* requests that use it; `what is cached`: 0 */
     uint32_t tally;        /* NONE: all refs use the same blocks */
@@ -147,6 +155,11 @@ static uint32_t slot_of(const struct prefix_index *x, uint64_t name)
     return i;
 }
 
+static void fetch_ahead(const struct prefix_index *x, uint64_t name)
+{
+    __builtin_prefetch(&x->table[name & x->mask]);
+}
+
 static void table_grow(struct prefix_index *x)
 {
     struct entry *old = x->table;
@@ -197,17 +210,18 @@ static void pool_give(struct prefix_index *x, uint32_t at, uint8_t size_class)
     x->pool_free[size_class] = at;
 }
 
+static struct holder *holders(const struct prefix_index *x, const struct entry *e)
+{
+    return e->size_class ? &x->pool[e->at] : (struct holder *)&e->one;
+}
+
 /* Moves the holders of e to an array of another size (from the table, if size_class was 0). */
 static void resize(struct prefix_index *x, struct entry *e, uint8_t size_class)
 {
     uint32_t at = pool_take(x, size_class);
-    if (e->size_class) {
-        memcpy(&x->pool[at], &x->pool[e->at], e->n * sizeof *x->pool);
+    memcpy(&x->pool[at], holders(x, e), e->n * sizeof *x->pool);
+    if (e->size_class)
         pool_give(x, e->at, e->size_class);
-    } else {
-        const struct pair *a = &x->pairs[e->at];
-        x->pool[at] = (struct holder){a->mask, a->worker, e->at};
-    }
     e->at = at;
     e->size_class = size_class;
 }
@@ -230,40 +244,43 @@ static uint32_t lower_bound(const struct holder *h, uint32_t n, uint32_t worker)
 
 /* ---- pairs */
 
-/* Where a pair is. */
+/* Where a holder is. */
 struct place {
-    uint32_t slot;   /* in the table */
-    uint32_t pair;   /* NONE: not there */
-    uint32_t holder; /* index in the entry's array, or where it would go */
+    uint32_t slot; /* in the table */
+    uint32_t i;    /* among the entry's holders, or where it would go */
+    bool found;
 };
 
 static struct place find(const struct prefix_index *x, uint64_t name, uint32_t worker)
 {
-    struct place at = {slot_of(x, name), NONE, 0};
+    struct place at = {.slot = slot_of(x, name)};
     const struct entry *e = &x->table[at.slot];
-    if (!e->n)
-        return at;
-    if (!e->size_class) {
-        if (x->pairs[e->at].worker == worker)
-            at.pair = e->at;
-        return at;
-    }
-    const struct holder *h = &x->pool[e->at];
-    at.holder = lower_bound(h, e->n, worker);
-    if (at.holder < e->n && h[at.holder].worker == worker)
-        at.pair = h[at.holder].pair;
+    const struct holder *h = holders(x, e);
+    at.i = lower_bound(h, e->n, worker);
+    at.found = at.i < e->n && h[at.i].worker == worker;
     return at;
 }
 
-static void set_mask(struct prefix_index *x, struct place at, uint64_t mask)
+static struct holder *holder_at(const struct prefix_index *x, struct place at)
 {
-    const struct entry *e = &x->table[at.slot];
-    struct pair *a = &x->pairs[at.pair];
-    x->owners[a->worker].blocks += (uint64_t)__builtin_popcountll(mask);
-    x->owners[a->worker].blocks -= (uint64_t)__builtin_popcountll(a->mask);
-    a->mask = mask;
-    if (e->size_class)
-        x->pool[e->at + at.holder].mask = mask;
+    return &holders(x, &x->table[at.slot])[at.i];
+}
+
+/* Ones in x, without a library call where the instruction may be missing. */
+static uint32_t ones(uint64_t x)
+{
+    x -= x >> 1 & UINT64_C(0x5555555555555555);
+    x = (x & UINT64_C(0x3333333333333333)) + (x >> 2 & UINT64_C(0x3333333333333333));
+    x = (x + (x >> 4)) & UINT64_C(0x0f0f0f0f0f0f0f0f);
+    return (uint32_t)(x * UINT64_C(0x0101010101010101) >> 56);
+}
+
+static void set_mask(struct prefix_index *x, struct holder *h, uint64_t mask)
+{
+    struct owner *o = &x->owners[h->worker];
+    o->blocks += ones(mask & ~h->mask);
+    o->blocks -= ones(h->mask & ~mask);
+    h->mask = mask;
 }
 
 static void link_newest(struct prefix_index *x, uint32_t p)
@@ -298,34 +315,32 @@ static uint32_t pair_new(struct prefix_index *x, uint64_t name, uint32_t worker)
     return p;
 }
 
-/* Adds the pair that `find` did not find, without blocks. */
-static struct place insert(struct prefix_index *x, struct place at, uint64_t name, uint32_t worker)
+/* Adds the holder that `find` did not find, without blocks. */
+static struct holder *insert(struct prefix_index *x, struct place at, uint64_t name,
+                             uint32_t worker)
 {
     if (!x->table[at.slot].n && x->n_entries >= x->mask / 2) {
         table_grow(x);
         at.slot = slot_of(x, name);
     }
-    at.pair = pair_new(x, name, worker);
     struct entry *e = &x->table[at.slot];
     if (!e->n) {
-        *e = (struct entry){.name = name, .at = at.pair, .n = 1};
+        *e = (struct entry){.name = name};
         x->n_entries++;
-        return at;
-    }
-    if (e->n == 1u << e->size_class)
+    } else if (e->n == 1u << e->size_class) {
         resize(x, e, (uint8_t)(e->size_class + 1));
-    struct holder *h = &x->pool[e->at];
-    at.holder = lower_bound(h, e->n, worker);
-    memmove(&h[at.holder + 1], &h[at.holder], (e->n - at.holder) * sizeof *h);
-    h[at.holder] = (struct holder){0, worker, at.pair};
+    }
+    struct holder *h = holders(x, e);
+    memmove(&h[at.i + 1], &h[at.i], (e->n - at.i) * sizeof *h);
+    h[at.i] = (struct holder){.worker = worker, .pair = pair_new(x, name, worker)};
     e->n++;
-    return at;
+    return &h[at.i];
 }
 
-static struct place find_or_insert(struct prefix_index *x, uint64_t name, uint32_t worker)
+static struct holder *find_or_insert(struct prefix_index *x, uint64_t name, uint32_t worker)
 {
     struct place at = find(x, name, worker);
-    return at.pair == NONE ? insert(x, at, name, worker) : at;
+    return at.found ? holder_at(x, at) : insert(x, at, name, worker);
 }
 
 static void tally_free(struct prefix_index *x, struct pair *a)
@@ -334,21 +349,19 @@ static void tally_free(struct prefix_index *x, struct pair *a)
         return;
     x->tallies[a->tally].refs[0] = x->tallies_free;
     x->tallies_free = a->tally;
-    a->tally = NONE;
 }
 
-static void remove_pair(struct prefix_index *x, struct place at)
+static void remove_holder(struct prefix_index *x, struct place at)
 {
     struct entry *e = &x->table[at.slot];
-    set_mask(x, at, 0);
-    tally_free(x, &x->pairs[at.pair]);
-    unlink_pair(x, at.pair);
-    x->pairs[at.pair].newer = x->pairs_free;
-    x->pairs_free = at.pair;
-    if (e->size_class) {
-        struct holder *h = &x->pool[e->at];
-        memmove(&h[at.holder], &h[at.holder + 1], (e->n - at.holder - 1u) * sizeof *h);
-    }
+    struct holder *h = holder_at(x, at);
+    uint32_t p = h->pair;
+    set_mask(x, h, 0);
+    tally_free(x, &x->pairs[p]);
+    unlink_pair(x, p);
+    x->pairs[p].newer = x->pairs_free;
+    x->pairs_free = p;
+    memmove(h, h + 1, (e->n - at.i - 1u) * sizeof *h);
     e->n--;
     if (!e->n) {
         if (e->size_class)
@@ -362,7 +375,7 @@ static void remove_pair(struct prefix_index *x, struct place at)
 void prefix_index_forget(struct prefix_index *x, uint32_t worker)
 {
     while (x->owners[worker].oldest != NONE)
-        remove_pair(x, find(x, x->pairs[x->owners[worker].oldest].name, worker));
+        remove_holder(x, find(x, x->pairs[x->owners[worker].oldest].name, worker));
 }
 
 /* ---- what is cached */
@@ -372,71 +385,90 @@ static void evict(struct prefix_index *x, uint32_t worker)
 {
     const struct owner *o = &x->owners[worker];
     while (x->max_blocks && o->blocks > x->max_blocks) {
-        const struct pair *a = &x->pairs[o->oldest];
-        uint64_t mask = a->mask, over = o->blocks - x->max_blocks;
-        struct place at = find(x, a->name, worker);
-        for (; mask && over; over--)
+        struct place at = find(x, x->pairs[o->oldest].name, worker);
+        struct holder *h = holder_at(x, at);
+        uint64_t mask = h->mask;
+        for (uint64_t over = o->blocks - x->max_blocks; mask && over; over--)
             mask ^= UINT64_C(1) << (63 - __builtin_clzll(mask));
         if (mask)
-            set_mask(x, at, mask);
+            set_mask(x, h, mask);
         else
-            remove_pair(x, at);
+            remove_holder(x, at);
     }
 }
 
 static void store(struct prefix_index *x, uint64_t name, uint64_t mask, uint32_t worker)
 {
-    struct place at = find_or_insert(x, name, worker);
-    set_mask(x, at, x->pairs[at.pair].mask | mask);
-    if (x->owners[worker].newest != at.pair) {
-        unlink_pair(x, at.pair);
-        link_newest(x, at.pair);
+    struct holder *h = find_or_insert(x, name, worker);
+    set_mask(x, h, h->mask | mask);
+    if (x->max_blocks && x->owners[worker].newest != h->pair) {
+        unlink_pair(x, h->pair);
+        link_newest(x, h->pair);
     }
 }
 
 static void unstore(struct prefix_index *x, uint64_t name, uint64_t mask, uint32_t worker)
 {
     struct place at = find(x, name, worker);
-    if (at.pair == NONE)
+    if (!at.found)
         return;
-    mask = x->pairs[at.pair].mask & ~mask;
-    if (mask)
-        set_mask(x, at, mask);
+    struct holder *h = holder_at(x, at);
+    if (h->mask & ~mask)
+        set_mask(x, h, h->mask & ~mask);
     else
-        remove_pair(x, at);
+        remove_holder(x, at);
 }
 
 void prefix_index_set(struct prefix_index *x, const struct prefix_chain *p, uint32_t n_blocks,
                       uint32_t worker)
 {
+    struct span batch[BATCH];
     while (n_blocks) {
-        struct span s = span_at(p, n_blocks - 1, n_blocks);
-        store(x, s.name, s.mask, worker);
-        n_blocks = s.start;
+        uint32_t n = 0;
+        for (; n_blocks && n < BATCH; n++) {
+            batch[n] = span_at(p, n_blocks - 1, n_blocks);
+            fetch_ahead(x, batch[n].name);
+            n_blocks = batch[n].start;
+        }
+        for (uint32_t i = 0; i < n; i++)
+            store(x, batch[i].name, batch[i].mask, worker);
     }
     evict(x, worker);
+}
+
+/* How many of the keys are alike and in one span, beginning with the one of block `depth`. */
+static uint32_t run_length(const uint64_t *keys, uint32_t n, uint32_t depth)
+{
+    uint32_t room = SPAN_BLOCKS - depth % SPAN_BLOCKS, len = 1;
+    while (len < n && len < room && keys[len] == keys[0])
+        len++;
+    return len;
 }
 
 void prefix_index_change(struct prefix_index *x, uint32_t worker, uint32_t block_tok, bool stored,
                          uint32_t depth, uint32_t n_blocks, const uint64_t *keys)
 {
-    for (uint32_t i = 0, next; i < n_blocks; i = next) {
-        uint32_t start = depth + i, room = SPAN_BLOCKS - start % SPAN_BLOCKS;
-        for (next = i + 1; next < n_blocks && next - i < room && keys[next] == keys[i];)
-            next++;
-        uint64_t name = span_name(keys[i], start, block_tok);
-        uint64_t mask = span_mask(start, start + next - i);
-        if (stored)
-            store(x, name, mask, worker);
-        else
-            unstore(x, name, mask, worker);
+    struct {
+        uint64_t name, mask;
+    } batch[BATCH];
+    for (uint32_t done = 0; done < n_blocks;) {
+        uint32_t n = 0;
+        for (; done < n_blocks && n < BATCH; n++) {
+            uint32_t start = depth + done, len = run_length(&keys[done], n_blocks - done, start);
+            batch[n].name = span_name(keys[done], start, block_tok);
+            batch[n].mask = span_mask(start, start + len);
+            fetch_ahead(x, batch[n].name);
+            done += len;
+        }
+        for (uint32_t i = 0; i < n; i++)
+            (stored ? store : unstore)(x, batch[i].name, batch[i].mask, worker);
     }
     evict(x, worker);
 }
 
 /* ---- what is in use */
 
-static void tally_new(struct prefix_index *x, struct pair *a)
+static void tally_new(struct prefix_index *x, struct pair *a, uint64_t mask)
 {
     uint32_t t = x->tallies_free;
     if (t != NONE) {
@@ -447,62 +479,67 @@ static void tally_new(struct prefix_index *x, struct pair *a)
     }
     a->tally = t;
     for (uint32_t i = 0; i < SPAN_BLOCKS; i++)
-        x->tallies[t].refs[i] = a->mask >> i & 1 ? a->refs : 0;
+        x->tallies[t].refs[i] = mask >> i & 1 ? a->refs : 0;
 }
 
-static void count(struct tally *t, uint64_t mask, uint32_t by)
+static void add_span(struct prefix_index *x, const struct span *s, uint32_t worker)
 {
-    for (; mask; mask &= mask - 1)
-        t->refs[__builtin_ctzll(mask)] += by;
-}
-
-void prefix_index_add(struct prefix_index *x, const struct prefix_chain *p, uint32_t n_blocks,
-                      uint32_t worker)
-{
-    for (uint32_t depth = 0; depth < n_blocks;) {
-        struct span s = span_at(p, depth, n_blocks);
-        struct place at = find_or_insert(x, s.name, worker);
-        struct pair *a = &x->pairs[at.pair];
-        if (a->refs && a->mask != s.mask && a->tally == NONE)
-            tally_new(x, a);
-        if (a->tally != NONE)
-            count(&x->tallies[a->tally], s.mask, 1);
-        a->refs++;
-        set_mask(x, at, a->mask | s.mask);
-        depth = s.end;
-    }
+    struct holder *h = find_or_insert(x, s->name, worker);
+    struct pair *a = &x->pairs[h->pair];
+    if (a->refs && h->mask != s->mask && a->tally == NONE)
+        tally_new(x, a, h->mask);
+    for (uint64_t m = s->mask; a->tally != NONE && m; m &= m - 1)
+        x->tallies[a->tally].refs[__builtin_ctzll(m)]++;
+    a->refs++;
+    set_mask(x, h, h->mask | s->mask);
 }
 
 static void drop_span(struct prefix_index *x, const struct span *s, uint32_t worker)
 {
     struct place at = find(x, s->name, worker);
-    if (at.pair == NONE)
+    if (!at.found)
         return;
-    struct pair *a = &x->pairs[at.pair];
+    struct holder *h = holder_at(x, at);
+    struct pair *a = &x->pairs[h->pair];
     if (--a->refs == 0) {
-        remove_pair(x, at);
+        remove_holder(x, at);
         return;
     }
-    if (a->tally == NONE)
-        return;
-    struct tally *t = &x->tallies[a->tally];
-    uint64_t mask = a->mask;
-    count(t, s->mask & mask, UINT32_MAX); /* - 1 */
-    for (uint64_t m = s->mask & mask; m; m &= m - 1) {
-        if (!t->refs[__builtin_ctzll(m)])
+    uint64_t mask = h->mask;
+    for (uint64_t m = s->mask & mask; a->tally != NONE && m; m &= m - 1) {
+        if (--x->tallies[a->tally].refs[__builtin_ctzll(m)] == 0)
             mask &= ~(m & -m);
     }
-    set_mask(x, at, mask);
+    set_mask(x, h, mask);
+}
+
+static void for_each_span(struct prefix_index *x, const struct prefix_chain *p, uint32_t n_blocks,
+                          uint32_t worker,
+                          void (*fn)(struct prefix_index *, const struct span *, uint32_t))
+{
+    struct span batch[BATCH];
+    for (uint32_t depth = 0; depth < n_blocks;) {
+        uint32_t n = 0;
+        for (; depth < n_blocks && n < BATCH; n++) {
+            batch[n] = span_at(p, depth, n_blocks);
+            fetch_ahead(x, batch[n].name);
+            depth = batch[n].end;
+        }
+        for (uint32_t i = 0; i < n; i++)
+            fn(x, &batch[i], worker);
+    }
+}
+
+void prefix_index_add(struct prefix_index *x, const struct prefix_chain *p, uint32_t n_blocks,
+                      uint32_t worker)
+{
+    for_each_span(x, p, n_blocks, worker, add_span);
 }
 
 void prefix_index_drop(struct prefix_index *x, const struct prefix_chain *p, uint32_t n_blocks,
                        uint32_t worker)
 {
-    for (uint32_t depth = 0; depth < n_blocks;) {
-        struct span s = span_at(p, depth, n_blocks);
-        drop_span(x, &s, worker);
-        depth = s.end;
-    }
+    for_each_span(x, p, n_blocks, worker, drop_span);
 }
 
 /* ---- asking */
@@ -564,13 +601,8 @@ static uint32_t credit(const struct walk *k, const struct step *st, uint32_t dep
                        uint32_t *blocks, uint32_t *touched)
 {
     const struct entry *e = st->e;
-    struct holder one;
-    const struct holder *h = &one;
+    const struct holder *h = holders(k->x, e);
     uint32_t n = 0;
-    if (e->size_class)
-        h = &k->x->pool[e->at];
-    else
-        one = (struct holder){k->x->pairs[e->at].mask, k->x->pairs[e->at].worker, e->at};
     for (uint32_t i = 0; i < e->n; i++) {
         uint32_t w = h[i].worker, have = leading(&st->s, h[i].mask);
         if (blocks[w] != depth || !have)

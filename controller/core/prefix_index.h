@@ -18,7 +18,7 @@
  * workers has a span much deeper, everything between is taken as theirs too (prefixes are evicted from
  * their ends), so that a long shared prompt costs a few probes.
  *
- * Memory: 16 to 32 bytes a span + 40 a pair of span and worker, + 16 to 32 a pair where several workers
+ * Memory: 64 to 128 bytes a span + 32 a pair of span and worker, + 16 to 32 a pair where several workers
  * have the span. Grows with what is there, never shrinks; like all growth after construction, it aborts
  * when the system has no memory (mem.h).
  */

@@ -1,0 +1,209 @@
+/* decide.c - the price of a decision: requests through the decision core, without engines, trace or report. Prints
+ * nanoseconds of one request's whole life in the core (arrival, first token, done, and the cache event where the
+ * policy reads those), by policy and number of workers; medians of several runs.
+ *
+ *   decide [-p POLICY] [-b BLOCK_SIZE] [-n REQUESTS]
+ *
+ * Conversations of about eight turns: a prompt repeats the one before and adds 1,500 tokens to it, with a key for
+ * 512 tokens, about 7,500 tokens on average; a twentieth begins with one of four system prompts of 2,048 tokens.
+ * Each worker has 16 requests in flight.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "controller/core/core.h"
+#include "controller/core/policy.h"
+#include "predictor/request.h"
+#include "predictor/rng.h"
+
+#define RUNS 5
+#define KEY_TOK 512u
+#define TURN_TOK 1500u
+#define TURNS 8
+#define SYSTEM_KEYS 4
+#define MAX_KEYS 64
+#define TALKS 4096u
+#define PER_WORKER 16u
+#define MAX_WORKERS 10000u
+
+/* A conversation, as long as it has become. */
+struct talk {
+    uint64_t keys[MAX_KEYS];
+    uint32_t tok, n_keys;
+};
+
+struct flight {
+    uint64_t keys[MAX_KEYS];
+    uint32_t worker;
+    bool live;
+};
+
+struct bed {
+    struct rng rng;
+    struct core *core;
+    uint32_t needs, n_workers, block_size, window;
+    struct talk *talks;
+    struct flight *flights;
+    int64_t now_ps;
+};
+
+static double now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static void next_turn(struct bed *b, struct talk *t)
+{
+    if (!t->tok || t->tok >= TURNS * TURN_TOK) {
+        *t = (struct talk){0};
+        uint64_t system = rng_below(&b->rng, 80);
+        for (uint32_t i = 0; system < 4 && i < SYSTEM_KEYS; i++)
+            t->keys[t->n_keys++] = request_chain_key(i ? t->keys[i - 1] : 0, system + 1);
+        t->tok = t->n_keys * KEY_TOK;
+    }
+    t->tok += TURN_TOK;
+    if (t->n_keys && t->tok % KEY_TOK) /* the last one may have covered a part only */
+        t->n_keys--;
+    for (; t->n_keys * KEY_TOK < t->tok; t->n_keys++)
+        t->keys[t->n_keys] =
+            request_chain_key(t->n_keys ? t->keys[t->n_keys - 1] : 0, rng_u64(&b->rng));
+}
+
+static void tell(struct bed *b, struct core_event ev)
+{
+    ev.now_ps = b->now_ps;
+    if (core_event(b->core, &ev)) {
+        fprintf(stderr, "decide: the core refused an event\n");
+        exit(1);
+    }
+}
+
+static void tell_cached(struct bed *b, const struct core_request *r, uint32_t worker)
+{
+    uint64_t names[MAX_KEYS * KEY_TOK / 16];
+    uint32_t n = r->prompt_tok / b->block_size;
+    for (uint32_t i = 0; i < n; i++)
+        names[i] = r->keys[((i + 1) * b->block_size + KEY_TOK - 1) / KEY_TOK - 1];
+    struct core_cache_event e = {.stored = true, .n_blocks = n, .keys = names};
+    tell(b, (struct core_event){.kind = CORE_EV_CACHE, .worker = worker, .cache = &e});
+}
+
+/* Request number i of the run, in the place of the one that came `window` before it. */
+static void one(struct bed *b, uint32_t i)
+{
+    uint32_t h = i % b->window;
+    struct flight *f = &b->flights[h];
+    struct core_command cmd;
+    b->now_ps += PS_PER_MS;
+    if (f->live)
+        tell(b, (struct core_event){
+                    .kind = CORE_EV_DONE, .request = h, .worker = f->worker, .n = 100});
+    struct talk *t = &b->talks[rng_below(&b->rng, TALKS)];
+    next_turn(b, t);
+    memcpy(f->keys, t->keys, t->n_keys * sizeof *t->keys);
+    struct core_request r = {.prompt_tok = t->tok,
+                             .keys = f->keys,
+                             .n_keys = t->n_keys,
+                             .key_tok = KEY_TOK,
+                             .slo_ttft_ps = PS_NEVER,
+                             .slo_tpot_ps = PS_NEVER};
+    tell(b, (struct core_event){.kind = CORE_EV_ARRIVAL, .request = h, .req = &r});
+    f->live = false;
+    while (core_next(b->core, &cmd)) {
+        f->live = cmd.kind == CORE_CMD_DISPATCH;
+        f->worker = cmd.worker;
+    }
+    if (!f->live)
+        return;
+    if (b->needs & 1u << CORE_EV_FIRST_TOKEN)
+        tell(b,
+             (struct core_event){.kind = CORE_EV_FIRST_TOKEN, .request = h, .worker = f->worker});
+    if (b->needs & 1u << CORE_EV_CACHE)
+        tell_cached(b, &r, f->worker);
+}
+
+static double run(const char *policy, uint32_t n_workers, uint32_t block_size, uint32_t requests)
+{
+    struct bed b = {.n_workers = n_workers, .block_size = block_size};
+    struct core_worker_config *w = calloc(n_workers, sizeof *w);
+    const char *why = "out of memory";
+    for (uint32_t i = 0; w && i < n_workers; i++)
+        w[i] = (struct core_worker_config){.block_size = block_size, .up = true};
+    b.window = n_workers * PER_WORKER;
+    struct core_config c = {.policy = policy,
+                            .seed = 1,
+                            .n_workers = n_workers,
+                            .workers = w,
+                            .queue_timeout_ps = PS_NEVER,
+                            .max_requests = b.window};
+    b.core = core_new(&c, &why);
+    b.talks = calloc(TALKS, sizeof *b.talks);
+    b.flights = calloc(b.window, sizeof *b.flights);
+    if (!b.core || !b.talks || !b.flights) {
+        fprintf(stderr, "decide: %s\n", why);
+        exit(2);
+    }
+    b.needs = core_needs(b.core);
+    rng_init(&b.rng, 1);
+    uint32_t i = 0;
+    while (i < b.window + requests) /* warms up: all workers have work, caches are known */
+        one(&b, i++);
+    double from = now_ns();
+    for (uint32_t end = i + requests; i < end; i++)
+        one(&b, i);
+    double ns = (now_ns() - from) / requests;
+    core_free(b.core);
+    free(b.talks);
+    free(b.flights);
+    free(w);
+    return ns;
+}
+
+int main(int argc, char **argv)
+{
+    static const uint32_t workers[] = {8, 100, 1000, MAX_WORKERS};
+    const char *only = NULL;
+    uint32_t block_size = 16, requests = 4000;
+    for (int o; (o = getopt(argc, argv, "p:b:n:")) != -1;) {
+        if (o == 'p')
+            only = optarg;
+        else if (o == 'b')
+            block_size = (uint32_t)strtoul(optarg, NULL, 10);
+        else if (o == 'n')
+            requests = (uint32_t)strtoul(optarg, NULL, 10);
+        else
+            return 2;
+    }
+    if (block_size < 16 || block_size > KEY_TOK || !requests || (only && !core_policy_find(only))) {
+        fprintf(stderr, "usage: decide [-p POLICY] [-b BLOCK_SIZE (16..512)] [-n REQUESTS]\n");
+        return 2;
+    }
+    printf("ns a request      8 workers       100     1,000    10,000   (block size %u)\n",
+           block_size);
+    for (uint32_t p = 0; p < core_policies_count; p++) {
+        if (only && strcmp(only, core_policies[p]->name) != 0)
+            continue;
+        printf("%-16s", core_policies[p]->name);
+        for (size_t k = 0; k < sizeof workers / sizeof *workers; k++) {
+            double ns[RUNS];
+            for (int i = 0; i < RUNS; i++)
+                ns[i] = run(core_policies[p]->name, workers[k], block_size, requests);
+            qsort(ns, RUNS, sizeof *ns, by_value);
+            printf(" %10.0f", ns[RUNS / 2]);
+            fflush(stdout);
+        }
+        printf("\n");
+    }
+    return 0;
+}
