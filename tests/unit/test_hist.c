@@ -219,9 +219,10 @@ static void series_is_many_adds(void **state)
     hist_add_series(h, 777777, 0, 12345, 1);
     hist_add(g, 777777, 12345);
     assert_same(h, g);
-    hist_add_series(h, 0, INT64_MAX / 4, 5, 2); /* fewer values than octaves */
+    hist_add_series(h, 0, INT64_MAX / 4, 5,
+                    3); /* fewer values than octaves, squares beyond 2^128 */
     for (int64_t i = 0; i < 5; i++)
-        hist_add(g, INT64_MAX / 4 * i, 2);
+        hist_add(g, INT64_MAX / 4 * i, 3);
     assert_same(h, g);
 }
 
