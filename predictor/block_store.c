@@ -113,8 +113,14 @@ void block_store_clear(struct block_store *s)
     kv_drop_cache(&s->kv);
 }
 
-const char *block_store_validate(const struct block_store *s)
+const char *block_store_validate(const struct block_store *s, bool unused)
 {
     const char *why = kv_validate(&s->kv);
-    return why ? why : kv_validate(&s->pending);
+    if (!why)
+        why = kv_validate(&s->pending);
+    if (!why && unused && kv_free_blocks(&s->kv) != s->kv.usable)
+        why = "blocks are in use without a ticket";
+    if (!why && unused && s->pending.n_runs)
+        why = "names are announced without a ticket";
+    return why;
 }

@@ -9,6 +9,7 @@
 #ifndef WEIR_BLOCK_STORE_H
 #define WEIR_BLOCK_STORE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "predictor/kv.h"
@@ -59,7 +60,7 @@ void block_store_drop(struct block_store *s, struct block_ticket *t);
 /* Forgets everything; no ticket is out. */
 void block_store_clear(struct block_store *s);
 
-/* As kv_validate. */
-const char *block_store_validate(const struct block_store *s);
+/* As kv_validate; unused: no ticket is out. */
+const char *block_store_validate(const struct block_store *s, bool unused);
 
 #endif

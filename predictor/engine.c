@@ -378,6 +378,7 @@ void engine_abort(struct engine *e, int64_t now, uint32_t slot)
     }
     if (e->sgl_chunked == slot)
         e->sgl_chunked = ENGINE_NO_SLOT;
+    e->dyn_refused = ENGINE_NO_SLOT; /* it may fit now */
     engine_room_made(e);
 }
 

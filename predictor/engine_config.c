@@ -164,6 +164,10 @@ static const char *check_choices(const struct engine_config *c)
     if ((c->num_host_blocks || c->num_shared_blocks) && !c->enable_prefix_caching)
         return "num_host_blocks and num_shared_blocks need enable_prefix_caching, by which blocks "
                "are found again";
+    if ((c->num_host_blocks || c->num_shared_blocks) && c->scheduler == SCHED_DYNOSIM &&
+        c->role == ROLE_DECODE)
+        return "num_host_blocks and num_shared_blocks are not for decode workers of scheduler "
+               "dynosim: the peer simulator offloads in aggregated workers only";
     if (c->kv_bytes_per_token > ENGINE_MAX_KV_BYTES)
         return "kv_bytes_per_token must be 0 (transfers take no time)..1073741824";
     return NULL;

@@ -212,7 +212,7 @@ void tiers_run(struct engine *e, int64_t now);
 bool tiers_abort(struct engine *e, uint32_t slot);
 void tiers_kill(struct engine *e);
 void tiers_get_stats(const struct engine *e, struct engine_stats *out);
-const char *tiers_validate(const struct engine *e);
+const char *tiers_validate(const struct engine *e); /* as block_store_validate */
 
 /* For a scheduler that has found room for waiting[i]: whether it does not run yet but waits for KV from
  * elsewhere, with `blocks` taken. These must do until it generates, so that it can always go on when its KV

@@ -363,5 +363,9 @@ void tiers_get_stats(const struct engine *e, struct engine_stats *out)
 
 const char *tiers_validate(const struct engine *e)
 {
-    return e->tiers && e->tiers->tier.has_host ? block_store_validate(&e->tiers->tier.host) : NULL;
+    const struct engine_tiers *t = e->tiers;
+    if (!t || !t->tier.has_host)
+        return NULL;
+    bool busy = t->n_loading || t->tier.first < t->tier.end;
+    return block_store_validate(&t->tier.host, !busy);
 }

@@ -96,19 +96,25 @@ static void reserve(struct engine *e)
     }
 }
 
-/* Preempted ones enter first, but not while others are pending: then only those whose KV has come do. */
-static void order_waiting(struct engine *e)
+static void to_front(struct engine *e, bool remote)
 {
-    uint32_t n_pending = 0, ahead = 0;
-    for (uint32_t i = 0; i < e->waiting.n; i++)
-        n_pending += pending(&e->seqs[deque_at(&e->waiting, i)]);
+    uint32_t ahead = 0;
     for (uint32_t i = 0; i < e->waiting.n; i++) {
         uint32_t slot = deque_at(&e->waiting, i);
-        if (seq_is_remote(&e->seqs[slot]) == (n_pending > 0)) {
+        if (seq_is_remote(&e->seqs[slot]) == remote) {
             deque_remove_at(&e->waiting, i);
             deque_insert_at(&e->waiting, ahead++, slot);
         }
     }
+}
+
+/* Preempted ones enter first, but not while others are pending: then only those whose KV has come do. */
+static void order_waiting(struct engine *e)
+{
+    uint32_t n_pending = 0;
+    for (uint32_t i = 0; i < e->waiting.n; i++)
+        n_pending += pending(&e->seqs[deque_at(&e->waiting, i)]);
+    to_front(e, n_pending > 0);
 }
 
 /* Those at the head of the queue that have their blocks and their prompt's KV: they only decode, and take
@@ -132,6 +138,11 @@ static void schedule_decode_worker(struct engine *e)
     }
     if (sched_vllm_schedule(e, true)) {
         enter_came(e);
+        if (!e->n_running &&
+            e->waiting.n) { /* a preempted one does not fit beside those that came */
+            to_front(e, true);
+            enter_came(e);
+        }
         if (e->waiting.n && refused(e, deque_at(&e->waiting, 0)))
             e->waiting_blocked = true;
     }
@@ -201,10 +212,13 @@ static void describe(const struct engine *e, struct step_batch *b)
                            : (uint64_t)(e->kv.usable - kv_free_blocks(&e->kv)) * e->c.block_size;
 }
 
-/* As in sched_vllm.c: decoding only takes blocks. */
+/* As in sched_vllm.c, decoding only takes blocks; but a decode worker's queue may change its order. */
 static bool waiting_stays(const struct engine *e)
 {
-    return sched_vllm.waiting_stays(e);
+    uint32_t remote = 0;
+    for (uint32_t i = 0; e->c.role == ROLE_DECODE && i < e->waiting.n; i++)
+        remote += seq_is_remote(&e->seqs[deque_at(&e->waiting, i)]);
+    return (!remote || remote == e->waiting.n) && sched_vllm.waiting_stays(e);
 }
 
 const struct sched_ops sched_dynosim = {

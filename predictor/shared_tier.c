@@ -177,5 +177,8 @@ void shared_tier_get_stats(const struct shared_tier *s, struct shared_tier_stats
 
 const char *shared_tier_validate(const struct shared_tier *s)
 {
-    return block_store_validate(&s->blocks);
+    bool unused = true;
+    for (uint32_t i = 0; i < s->n_transfers; i++)
+        unused &= !s->transfers[i].live;
+    return block_store_validate(&s->blocks, unused);
 }

@@ -59,7 +59,7 @@ bool shared_tier_pop(struct shared_tier *s, int64_t now, struct shared_tier_done
 void shared_tier_cancel(struct shared_tier *s, int64_t now, uint32_t client);
 
 void shared_tier_get_stats(const struct shared_tier *s, struct shared_tier_stats *out);
-/* As kv_validate, of the store. */
+/* As block_store_validate. */
 const char *shared_tier_validate(const struct shared_tier *s);
 
 #endif

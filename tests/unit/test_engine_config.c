@@ -102,6 +102,26 @@ static void limits_are_named(void **state)
 
 #undef REFUSED
 
+/* Tiers need names to find blocks by, and a scheduler that has them. */
+static void tiers_have_conditions(void **state)
+{
+    (void)state;
+    struct engine_config c;
+    const char *why = "";
+    engine_config_default(&c, SCHED_VLLM);
+    c.num_host_blocks = 10;
+    assert_int_equal(engine_config_check(&c, &why), 0);
+    c.enable_prefix_caching = false;
+    assert_int_equal(engine_config_check(&c, &why), WEIR_E_INVALID);
+    assert_non_null(strstr(why, "enable_prefix_caching"));
+    engine_config_default(&c, SCHED_DYNOSIM);
+    c.num_shared_blocks = 10;
+    assert_int_equal(engine_config_check(&c, &why), 0);
+    c.role = ROLE_DECODE;
+    assert_int_equal(engine_config_check(&c, &why), WEIR_E_INVALID);
+    assert_non_null(strstr(why, "num_shared_blocks"));
+}
+
 /* The ends of each range are inside. */
 static void limits_are_inclusive(void **state)
 {
@@ -129,9 +149,8 @@ static void limits_are_inclusive(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(defaults_are_valid),
-        cmocka_unit_test(defaults_follow_the_engine),
-        cmocka_unit_test(limits_are_named),
+        cmocka_unit_test(defaults_are_valid),   cmocka_unit_test(defaults_follow_the_engine),
+        cmocka_unit_test(limits_are_named),     cmocka_unit_test(tiers_have_conditions),
         cmocka_unit_test(limits_are_inclusive),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
