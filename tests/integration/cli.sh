@@ -260,6 +260,13 @@ printf 'pools: [{workers: 4, profile: mine}]\n' >"$work/stack.yaml"
 good env WEIR_PROFILES="$work" "$weir" check "$work/stack.yaml"
 bad "no profile 'mine'" "$weir" check "$work/stack.yaml"
 
+# --- nothing of the machine that built it --------------------------------------------------------
+
+# (a build with debug information names its sources)
+if ! readelf -S "$weir" 2>"$work/err" | grep -q '\.debug_info'; then
+    ! grep -qaF "${WEIR_SOURCE:?}" "$weir" || fail "the program holds the path of its sources"
+fi
+
 # --- the report ----------------------------------------------------------------------------------
 
 good "$weir" replay --report - "$trace"
