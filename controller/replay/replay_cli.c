@@ -26,6 +26,7 @@
 #define SPREAD_MAX_MS 3.6e6
 
 struct run {
+    struct cli *cli;
     struct replay_options opt;
     struct report *report;
     int rc;
@@ -45,7 +46,9 @@ struct cli {
     void *pipe_data;
     FILE *report_file;
     struct run *runs;
-    uint32_t next_run;
+    uint32_t next_run, n_done;
+    bool stop;
+    double start_ms, shown_ms; /* of all runs; of the progress line */
     pthread_mutex_t lock;
 };
 
@@ -353,51 +356,57 @@ static double now_ms(void)
     return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
 }
 
-struct progress {
-    const struct run *run;
-    double since_ms, shown_ms;
-};
-
+/* One line for all runs that go on; whoever calls writes it, not more than five times a second. */
 static void show_progress(void *ctx, uint64_t requests, int64_t now_ps)
 {
-    struct progress *p = ctx;
+    const struct run *run = ctx;
+    struct cli *c = run->cli;
     double t = now_ms();
-    if (t - p->since_ms < 1000 || t - p->shown_ms < 200)
+    if (t - c->start_ms < 1000)
         return;
-    p->shown_ms = t;
-    (void)fprintf(stderr, "\r%-14s %10" PRIu64 " requests, %.1f min of trace, %.1f s ",
-                  p->run->opt.policy, requests, ms_from_ps(now_ps) / 60000,
-                  (t - p->since_ms) / 1000);
-    (void)fflush(stderr);
+    pthread_mutex_lock(&c->lock);
+    if (t - c->shown_ms >= 200) {
+        c->shown_ms = t;
+        if (c->n_policies > 1)
+            (void)fprintf(stderr, "\r%" PRIu32 "/%" PRIu32 " done  ", c->n_done, c->n_policies);
+        (void)fprintf(stderr, "%s%s: %" PRIu64 " requests, %.1f min of trace, %.0f s%*s",
+                      c->n_policies > 1 ? "" : "\r", run->opt.policy, requests,
+                      ms_from_ps(now_ps) / 60000, (t - c->start_ms) / 1000, 12, "");
+        (void)fflush(stderr);
+    }
+    pthread_mutex_unlock(&c->lock);
 }
 
 static void run_one(struct cli *c, struct run *run)
 {
-    struct progress progress = {.run = run, .since_ms = now_ms()};
     struct report_run how;
+    double start = now_ms();
     if (c->progress) {
+        run->cli = c;
         run->opt.progress = show_progress;
-        run->opt.progress_ctx = &progress;
+        run->opt.progress_ctx = run;
     }
     run->rc = replay_run(&c->stack, &run->opt, run->report, &how, run->error);
-    if (progress.shown_ms > 0)
-        (void)fprintf(stderr, "\r%70s\r", "");
-    how.wall_ms = now_ms() - progress.since_ms;
+    how.wall_ms = now_ms() - start;
     if (!run->rc)
         report_finish(run->report, &how);
 }
 
+/* Takes runs until there are none, or one went wrong: the others would say the same. */
 static void *run_thread(void *ctx)
 {
     struct cli *c = ctx;
-    for (;;) {
-        pthread_mutex_lock(&c->lock);
-        uint32_t i = c->next_run++;
+    pthread_mutex_lock(&c->lock);
+    while (c->next_run < c->n_policies && !c->stop) {
+        struct run *run = &c->runs[c->next_run++];
         pthread_mutex_unlock(&c->lock);
-        if (i >= c->n_policies)
-            return NULL;
-        run_one(c, &c->runs[i]);
+        run_one(c, run);
+        pthread_mutex_lock(&c->lock);
+        c->n_done++;
+        c->stop |= run->rc != 0;
     }
+    pthread_mutex_unlock(&c->lock);
+    return NULL;
 }
 
 static int run_all(struct cli *c)
@@ -405,6 +414,7 @@ static int run_all(struct cli *c)
     uint32_t n = c->threads < c->n_policies ? c->threads : c->n_policies;
     pthread_t threads[MAX_POLICIES];
     uint32_t started = 0;
+    c->start_ms = now_ms();
     pthread_mutex_init(&c->lock, NULL);
     for (; started + 1 < n; started++) {
         if (pthread_create(&threads[started], NULL, run_thread, c))
@@ -414,6 +424,8 @@ static int run_all(struct cli *c)
     while (started)
         pthread_join(threads[--started], NULL);
     pthread_mutex_destroy(&c->lock);
+    if (c->shown_ms > 0)
+        (void)fprintf(stderr, "\r%79s\r", "");
     for (uint32_t i = 0; i < c->n_policies; i++) {
         if (c->runs[i].rc)
             return cli_fail(COMMAND, "%s", c->runs[i].error);
@@ -556,7 +568,7 @@ int replay_main(int argc, char **argv)
     c->opt.n_paths = (uint32_t)(argc - optind);
     const char *base = strrchr(argv[optind], '/');
     c->trace_name = base ? base + 1 : argv[optind];
-    c->progress = !c->quiet && isatty(STDERR_FILENO) && c->threads == 1;
+    c->progress = !c->quiet && isatty(STDERR_FILENO);
     rc = load_stack(c, &p);
     if (!rc)
         rc = replay(c);
