@@ -101,15 +101,14 @@ static int64_t wave_q32(uint64_t t, uint64_t day)
 
 /* ---- the generator ----------------------------------------------------------------------------- */
 
+/* The session (or lone request) that is being written, at its next turn. */
 struct turn {
-    uint64_t at_ps, seq; /* order */
-    uint64_t session;    /* 0: lone request */
+    uint64_t session; /* 0: lone request */
     uint32_t tenant, group;
     bool follows;
-    uint64_t delay_ms;
-    uint32_t history_tok; /* previous prompt + answer */
-    uint64_t *ids;        /* of the history's whole blocks */
-    uint32_t n_ids, cap;
+    uint64_t delay_ms, thought_ms; /* before this turn; before all turns so far */
+    uint32_t history_tok;          /* previous prompt + answer */
+    uint32_t n_ids;                /* in gen.ids: of the history's whole blocks */
 };
 
 struct gen {
@@ -123,9 +122,9 @@ struct gen {
     uint64_t starts;
     uint64_t *tenant_cum, *group_cum; /* running sums of Zipf weights */
     uint64_t *prefix_ids;             /* first id of each group */
-    uint64_t next_id, next_session, seq, rows;
-    struct turn *heap;
-    uint32_t n_heap, heap_cap;
+    uint64_t next_id, next_session, rows;
+    uint64_t *ids;
+    uint64_t ids_cap;
     char *buf;
     size_t len, cap;
     FILE *out;
@@ -243,56 +242,6 @@ static void next_arrival(struct gen *g)
     g->starts++;
 }
 
-static bool before(const struct turn *a, const struct turn *b)
-{
-    return a->at_ps != b->at_ps ? a->at_ps < b->at_ps : a->seq < b->seq;
-}
-
-static int heap_push(struct gen *g, const struct turn *t)
-{
-    if (g->n_heap == GEN_LIVE_SESSIONS_MAX) {
-        snprintf(g->error, GEN_ERROR_BYTES,
-                 "more than %u sessions at once, the most there may be; lower "
-                 "--rate, or the turns or think time of --sessions",
-                 GEN_LIVE_SESSIONS_MAX);
-        return WEIR_E_LIMIT;
-    }
-    if (g->n_heap == g->heap_cap) {
-        uint32_t cap = g->heap_cap ? g->heap_cap * 2 : 256;
-        struct turn *p = realloc(g->heap, (size_t)cap * sizeof *p);
-        if (!p)
-            return out_of_memory(g);
-        g->heap = p;
-        g->heap_cap = cap;
-    }
-    uint32_t i = g->n_heap++;
-    while (i && before(t, &g->heap[(i - 1) / 2])) {
-        g->heap[i] = g->heap[(i - 1) / 2];
-        i = (i - 1) / 2;
-    }
-    g->heap[i] = *t;
-    return 0;
-}
-
-static struct turn heap_pop(struct gen *g)
-{
-    struct turn top = g->heap[0], last = g->heap[--g->n_heap];
-    uint32_t i = 0;
-    for (;;) {
-        uint32_t c = 2 * i + 1;
-        if (c >= g->n_heap)
-            break;
-        if (c + 1 < g->n_heap && before(&g->heap[c + 1], &g->heap[c]))
-            c++;
-        if (!before(&g->heap[c], &last))
-            break;
-        g->heap[i] = g->heap[c];
-        i = c;
-    }
-    g->heap[i] = last;
-    return top;
-}
-
 /* ---- rows ------------------------------------------------------------------------------------------ */
 
 static void put(struct gen *g, const char *s)
@@ -326,23 +275,23 @@ static int row_reserve(struct gen *g, uint64_t n_ids)
     return 0;
 }
 
-/* Whole blocks of [0, tok) get ids that stay; t->ids grows to them. */
+/* Whole blocks of [0, tok) get ids that stay; g->ids grows to them. */
 static int extend_ids(struct gen *g, struct turn *t, uint64_t tok)
 {
     uint64_t n = tok / g->opt->block_tok;
-    if (n > t->cap) {
-        uint64_t cap = t->cap ? t->cap : 8;
+    if (n > g->ids_cap) {
+        uint64_t cap = g->ids_cap ? g->ids_cap : 256;
         while (cap < n)
             cap *= 2;
-        uint64_t *p = realloc(t->ids, cap * sizeof *p);
+        uint64_t *p = realloc(g->ids, cap * sizeof *p);
         if (!p)
             return out_of_memory(g);
-        t->ids = p;
-        t->cap = (uint32_t)cap;
+        g->ids = p;
+        g->ids_cap = cap;
     }
     uint32_t shared = g->opt->prefix_groups ? g->opt->prefix_tok / g->opt->block_tok : 0;
     for (; t->n_ids < n; t->n_ids++)
-        t->ids[t->n_ids] = t->n_ids < shared ? g->prefix_ids[t->group] + t->n_ids : g->next_id++;
+        g->ids[t->n_ids] = t->n_ids < shared ? g->prefix_ids[t->group] + t->n_ids : g->next_id++;
     return 0;
 }
 
@@ -360,7 +309,7 @@ static int put_row(struct gen *g, struct turn *t, uint32_t input, uint32_t outpu
     put(g, "{");
     if (!t->follows) {
         put(g, "\"timestamp\": ");
-        put_uint(g, t->at_ps / PS_PER_MS);
+        put_uint(g, g->now_ps / PS_PER_MS);
         put(g, ", ");
     }
     put(g, "\"input_length\": ");
@@ -371,7 +320,7 @@ static int put_row(struct gen *g, struct turn *t, uint32_t input, uint32_t outpu
     for (uint32_t i = 0; i < blocks; i++) {
         if (i)
             put(g, ", ");
-        put_uint(g, !fresh && i < t->n_ids ? t->ids[i] : g->next_id++);
+        put_uint(g, !fresh && i < t->n_ids ? g->ids[i] : g->next_id++);
     }
     put(g, "]");
     if (t->session) {
@@ -397,8 +346,8 @@ static int put_row(struct gen *g, struct turn *t, uint32_t input, uint32_t outpu
     return WEIR_E_IO;
 }
 
-/* Writes a turn and plans the session's next one. Owns t->ids. */
-static int play(struct gen *g, struct turn *t)
+/* Writes one turn. *ends: the session has no other. */
+static int put_turn(struct gen *g, struct turn *t, bool *ends)
 {
     const struct gen_options *o = g->opt;
     uint32_t room = o->max_context_tok - t->history_tok; /* >= 2 */
@@ -407,28 +356,23 @@ static int play(struct gen *g, struct turn *t)
     uint32_t output = draw_length(g, &o->output, room - input);
     int rc = put_row(g, t, input, output);
     uint64_t more = rng_u64(&g->shape) >> 32, think = draw_exp(&g->shape);
-    uint32_t total = t->history_tok + input + output;
-    bool ends = more >= to_q32(1 - 1 / o->turns_mean) || o->max_context_tok - total < 2;
-    if (rc || !t->session || ends) {
-        free(t->ids);
-        return rc;
-    }
     t->follows = true;
-    t->history_tok = total;
+    t->history_tok += input + output;
     t->delay_ms = scaled((uint64_t)(o->think_s * 1e3), think);
-    t->at_ps += (t->delay_ms + (uint64_t)output * GEN_TPOT_MS) * (uint64_t)PS_PER_MS;
-    t->seq = g->seq++;
-    if (t->at_ps <= g->end_ps)
-        rc = heap_push(g, t);
-    if (rc || t->at_ps > g->end_ps)
-        free(t->ids);
+    t->thought_ms += t->delay_ms;
+    *ends = !t->session || more >= to_q32(1 - 1 / o->turns_mean) ||
+            o->max_context_tok - t->history_tok < 2 ||
+            g->now_ps / PS_PER_MS + t->thought_ms > g->end_ps / PS_PER_MS;
     return rc;
 }
 
-static struct turn start_session(struct gen *g)
+/* Writes a session whole, so that each of its turns is known when the one before it ends. */
+static int put_session(struct gen *g)
 {
     const struct gen_options *o = g->opt;
-    struct turn t = {.at_ps = g->now_ps, .seq = g->seq++};
+    struct turn t = {.session = 0};
+    bool ends = false;
+    int rc = 0;
     if (o->turns_mean > 1)
         t.session = ++g->next_session;
     if (o->tenants)
@@ -436,7 +380,9 @@ static struct turn start_session(struct gen *g)
     if (o->prefix_groups)
         t.group = o->tenants ? t.tenant % o->prefix_groups
                              : draw_zipf(&g->shape, g->group_cum, o->prefix_groups);
-    return t;
+    while (!rc && !ends && (!o->requests || g->rows < o->requests))
+        rc = put_turn(g, &t, &ends);
+    return rc;
 }
 
 static int invalid(char *error, const char *what)
@@ -525,25 +471,22 @@ static int setup(struct gen *g)
 
 static int run(struct gen *g)
 {
-    next_arrival(g);
-    while (!g->opt->requests || g->rows < g->opt->requests) {
-        bool later = g->n_heap && g->heap[0].at_ps <= g->now_ps;
-        if (!later && g->now_ps > g->end_ps && !g->n_heap)
-            break;
-        struct turn t;
-        if (later || g->now_ps > g->end_ps) {
-            t = heap_pop(g);
-        } else {
-            t = start_session(g);
-            next_arrival(g);
-        }
-        int rc = play(g, &t);
-        if (rc)
-            return rc;
-    }
+    int rc = 0;
+    for (next_arrival(g);
+         !rc && g->now_ps <= g->end_ps && (!g->opt->requests || g->rows < g->opt->requests);
+         next_arrival(g))
+        rc = put_session(g);
+    if (rc)
+        return rc;
     if (g->opt->requests && g->rows < g->opt->requests) {
         snprintf(g->error, GEN_ERROR_BYTES, "only %llu requests fit into 53 days; raise --rate",
                  (unsigned long long)g->rows);
+        return WEIR_E_LIMIT;
+    }
+    if (!g->rows) {
+        snprintf(g->error, GEN_ERROR_BYTES,
+                 "no request comes in that time; raise --rate or --minutes, or lower the turns of "
+                 "--sessions");
         return WEIR_E_LIMIT;
     }
     if (fflush(g->out) == 0)
@@ -579,9 +522,7 @@ int gen_run(const struct gen_options *opt, FILE *out, char *error)
     rc = setup(&g);
     if (!rc)
         rc = run(&g);
-    for (uint32_t i = 0; i < g.n_heap; i++)
-        free(g.heap[i].ids);
-    free(g.heap);
+    free(g.ids);
     free(g.tenant_cum);
     free(g.group_cum);
     free(g.prefix_ids);
@@ -598,8 +539,9 @@ static const char help[] =
     "\n"
     "How many, and when\n"
     "  --rate R               mean requests a second, later turns included (1)\n"
-    "  --minutes M            stop after this much time, or\n"
-    "  --requests N           after this many requests\n"
+    "  --minutes M            stop after this much time (turns that think times alone put behind it\n"
+    "                         are left out), or\n"
+    "  --requests N           stop after so many requests\n"
     "  --arrivals KIND        poisson, constant, mmpp (bursts) or diurnal (poisson)\n"
     "  --burst F,SHARE,DWELL  mmpp: rate in bursts over mean rate, share of time in bursts, mean\n"
     "                         seconds of one (4,0.1,10)\n"
@@ -620,7 +562,8 @@ static const char help[] =
     "\n"
     "Format\n"
     "  --block-size N         tokens that one hash_id covers (512)\n"
-    "  --format F             mooncake (each turn repeats the history) or mooncake-delta (mooncake)\n"
+    "  --format F             mooncake: each turn repeats the history; mooncake-delta: each brings\n"
+    "                         its new input, and answers are reused too (mooncake)\n"
     "  -h, --help\n"
     "\n"
     "Example: one busy hour of chat with system prompts, four turns a conversation\n"

@@ -5,12 +5,13 @@
  * and power by squaring and by integer square roots), since libm's last bits differ between versions
  * and compilers may fuse floating-point operations. Options are doubles, each converted once.
  *
- * Sessions: first turns have timestamps; later turns carry session_id and delay (think time) instead,
- * and stand in the file about where they will happen, assuming GEN_TPOT_MS a token of answer. In
- * mooncake format each turn repeats the whole history's hash_ids (blocks that were full keep their id);
- * in mooncake-delta it brings only its new input.
+ * Sessions: first turns have timestamps; later turns carry session_id and delay (think time) instead
+ * and stand right behind the first, so that whoever reads the trace in order knows of each turn when the
+ * answer before it ends. In mooncake format each turn repeats the whole history's hash_ids (blocks that
+ * were full keep their id; the answers have ids of their own); in mooncake-delta it brings only its new
+ * input, and answers are reused as an engine does.
  *
- * Memory: O(live sessions), at most GEN_LIVE_SESSIONS_MAX.
+ * Memory: one row, and the ids of one session's history.
  */
 #ifndef WEIR_GEN_H
 #define WEIR_GEN_H
@@ -21,11 +22,9 @@
 #include "predictor/error.h"
 
 #define GEN_ERROR_BYTES 256
-#define GEN_LIVE_SESSIONS_MAX (1u << 20)
 #define GEN_TENANTS_MAX 100000u
 #define GEN_PREFIX_GROUPS_MAX 100000u
 #define GEN_CONTEXT_MAX (1u << 24)
-#define GEN_TPOT_MS 20 /* pace of answers assumed when later turns are placed */
 
 enum gen_arrivals {
     GEN_POISSON,
@@ -41,8 +40,8 @@ struct gen_length {
 
 struct gen_options {
     double rate;       /* mean requests a second, later turns included; > 0 */
-    double minutes;    /* stop then, or */
-    uint64_t requests; /* after this many; exactly one of the two is not 0 */
+    double minutes;    /* stop then (turns that think times alone put behind it are left out), or */
+    uint64_t requests; /* stop after so many; exactly one of the two is not 0 */
     uint64_t seed;
 
     enum gen_arrivals arrivals;
@@ -66,7 +65,7 @@ struct gen_options {
  * turn, no tenants, no prefix; neither minutes nor requests. */
 void gen_defaults(struct gen_options *opt);
 
-/* 0; WEIR_E_INVALID (error names the option), WEIR_E_LIMIT (too many live sessions), WEIR_E_NOMEM or
+/* 0; WEIR_E_INVALID (error names the option), WEIR_E_LIMIT (too few requests in 53 days, none in the time given), WEIR_E_NOMEM or
  * WEIR_E_IO (out refused). error: GEN_ERROR_BYTES. */
 WEIR_NODISCARD int gen_run(const struct gen_options *opt, FILE *out, char *error);
 

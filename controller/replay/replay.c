@@ -37,7 +37,8 @@ struct live {
 struct session {
     uint64_t id;
     uint32_t first_turn, last_turn; /* waiting turns, in order */
-    bool busy;                      /* a turn is in flight */
+    bool busy;                      /* a turn is in flight, or will be at a known time */
+    bool open;                      /* holds one of the places of a closed loop */
     int64_t ended_ps;               /* end of the last finished turn, -1 none */
     uint32_t chain;
 };
@@ -65,6 +66,8 @@ struct replay {
 
     struct live *live;
     uint32_t live_used, live_cap, live_free, n_live, n_inflight;
+    uint32_t
+        n_users; /* lone requests in flight, and sessions between first arrival and last answer */
     uint64_t seq;
 
     bool trace_over;
@@ -185,7 +188,7 @@ static uint32_t session_get(struct replay *r, uint64_t id)
     if (i != NONE)
         return i;
     if (r->n_sessions == REPLAY_MAX_SESSIONS) {
-        fail(r, WEIR_E_LIMIT, "more than 1,048,576 sessions in the trace: split it");
+        fail(r, WEIR_E_LIMIT, "more than 16,777,216 sessions in the trace: split it");
         return NONE;
     }
     i = r->n_sessions++;
@@ -319,11 +322,16 @@ static void read_ahead(struct replay *r)
     }
 }
 
+/* A closed loop has no place for another request or session. Turns of sessions that have one go on. */
+static bool is_full(const struct replay *r)
+{
+    return r->opt->concurrency && r->n_users >= r->opt->concurrency;
+}
+
 static int64_t next_arrival_ps(const struct replay *r)
 {
     int64_t t = PS_NEVER;
-    bool full = r->opt->concurrency && r->n_inflight >= r->opt->concurrency;
-    if (r->next_arrival != NONE && !full)
+    if (r->next_arrival != NONE && !is_full(r))
         t = r->live[r->next_arrival].at_ps;
     if (r->opt->concurrency && t < r->now_ps)
         t = r->now_ps;
@@ -353,6 +361,12 @@ static void over(struct replay *r, uint32_t h, enum core_reason reason, int64_t 
         s->busy = false;
         s->ended_ps = now;
         session_next(r, s);
+        if (!s->busy) { /* as far as the trace has been read */
+            s->open = false;
+            r->n_users--;
+        }
+    } else {
+        r->n_users--;
     }
     live_free(r, h);
 }
@@ -423,6 +437,10 @@ static void arrive(struct replay *r, uint32_t h)
     l->out.arrival_ps = r->now_ps;
     l->spec.arrival_ps = r->now_ps;
     r->n_inflight++;
+    if (l->session == NONE || !r->sessions[l->session].open)
+        r->n_users++;
+    if (l->session != NONE)
+        r->sessions[l->session].open = true;
     struct core_request q = {.prompt_tok = l->t.prompt_tok,
                              .max_tokens = r->opt->oracle ? l->t.output_tok : l->t.max_tokens,
                              .priority = l->t.priority,
@@ -614,9 +632,9 @@ static void instant(struct replay *r)
             tell(r, &(struct core_event){.kind = CORE_EV_TIMER, .now_ps = r->now_ps});
         while (!r->failed && next_arrival_ps(r) <= r->now_ps) {
             uint32_t h;
-            bool turn = r->n_ready && r->live[r->ready[0]].at_ps <= r->now_ps &&
-                        (r->next_arrival == NONE || !sooner(r, r->next_arrival, r->ready[0]) ||
-                         (r->opt->concurrency && r->n_inflight >= r->opt->concurrency));
+            bool turn =
+                r->n_ready && r->live[r->ready[0]].at_ps <= r->now_ps &&
+                (r->next_arrival == NONE || is_full(r) || !sooner(r, r->next_arrival, r->ready[0]));
             if (turn) {
                 h = ready_pop(r);
             } else {

@@ -14,7 +14,7 @@
 
 #define REPLAY_ERROR_BYTES 1024
 /* Sessions whose next turn waits, and turns that wait, at most. */
-#define REPLAY_MAX_SESSIONS (1u << 20)
+#define REPLAY_MAX_SESSIONS TRACE_SESSIONS_MAX
 #define REPLAY_MAX_WAITING_TURNS (1u << 22)
 #define REPLAY_MAX_LIVE (1u << 22) /* requests in flight or queued */
 
@@ -22,8 +22,10 @@ struct replay_options {
     const char *policy;
     const struct policy_ops *own_policy; /* runs instead, with policy's parameters; NULL: none */
     uint64_t seed;
-    double speedup;       /* arrivals and delays divided by it; 1 */
-    uint32_t concurrency; /* closed loop with so many in flight; 0: by timestamps */
+    double speedup; /* arrivals and delays divided by it; 1 */
+    /* closed loop: so many requests in flight, where a session counts as one from its first arrival to
+     * its last answer, think times included; 0: by timestamps */
+    uint32_t concurrency;
     bool oracle; /* telemetry and cache events without delay, output lengths told at arrival */
     bool stepping;
     /* one of these; the trace is read once a replay */

@@ -121,8 +121,32 @@ done
 
 good replay --speedup 3 "$trace"
 says "speedup 3"
-good replay --concurrency 7 "$trace"
+# Most requests (or sessions, "session") in flight at a time, from the log of a replay.
+most() {
+    awk -v by="$1" -F'[:,]' '
+        { for (i = 1; i < NF; i++) v[$i] = $(i + 1)
+          at = v["\"arrival_ms\""]; end = at + v["\"e2e_ms\""]
+          key = by == "session" ? v["\"session\""] : NR
+          if (!(key in from)) from[key] = at
+          to[key] = end }
+        END { for (k in from) printf "%.6f 1\n%.6f -1\n", from[k], to[k] - 1e-5 }' "$work/loop.jsonl" |
+        sort -k1,1g -k2,2g | awk '{ n += $2; if (n > most) most = n } END { print most }'
+}
+"$weir" gen --rate 20 --requests 300 >"$work/lone.jsonl"
+good replay --concurrency 7 --requests "$work/loop.jsonl" "$work/lone.jsonl"
+[ "$(most request)" = 7 ] || fail "--concurrency 7 has $(most request) requests in flight"
+good replay --concurrency 7 --requests "$work/loop.jsonl" "$trace"
 is completed_requests 600
+[ "$(most session)" = 7 ] || fail "--concurrency 7 has $(most session) sessions in flight"
+# No turn comes before the answer to the one before it and its delay.
+good replay --requests "$work/loop.jsonl" "$trace"
+early=$(awk -F'[:,]' '
+    { for (i = 1; i < NF; i++) v[$i] = $(i + 1)
+      at = v["\"arrival_ms\""]; s = v["\"session\""]
+      if (s in end && at < end[s] - 1e-5) n++
+      end[s] = at + v["\"e2e_ms\""] }
+    END { print n + 0 }' "$work/loop.jsonl")
+[ "$early" = 0 ] || fail "$early turns come before the answer to the last"
 good replay --spread-arrivals 1000 "$trace"
 is completed_requests 600
 sed 's/"timestamp": [0-9]*, //' "$trace" >"$work/untimed.jsonl"

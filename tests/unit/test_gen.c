@@ -62,12 +62,15 @@ static void read_back(const char *text, enum trace_format format, struct summary
     struct trace_options o = {.format = format};
     struct trace_request q;
     uint32_t prompts[1 << 16], n = 0;
+    uint64_t session = 0;
     int rc;
     memset(s, 0, sizeof *s);
     struct trace *t = trace_open_memory("gen", text, strlen(text), &o, why);
     if (!t)
         fail_msg("%s", why);
     for (; (rc = trace_next(t, &q)) > 0; s->rows++) {
+        assert_true(!q.follows || q.session == session); /* turns stand behind one another */
+        session = q.session;
         s->follows += q.follows;
         s->prompt_tok += q.prompt_tok;
         s->output_tok += q.output_tok;
@@ -102,7 +105,7 @@ static void same_bytes_everywhere(void **state)
     struct gen_options o = some();
     static const uint64_t want[4] = {
         UINT64_C(0x140914c073824e19),
-        UINT64_C(0x1f3a6026873acf32),
+        UINT64_C(0x783296e39a6682f5),
         UINT64_C(0xa273a1ff2ffc9a12),
         UINT64_C(0x87d32e888eef1672),
     };
@@ -226,6 +229,38 @@ static void sessions(void **state)
     assert_int_equal(d.follows, s.follows);
     assert_int_equal(d.prompt_tok, s.prompt_tok);
     assert_int_equal(d.output_tok, s.output_tok);
+}
+
+/* Nothing comes later than asked, as far as think times alone say. */
+static void sessions_end_in_time(void **state)
+{
+    (void)state;
+    char why[TRACE_ERROR_BYTES];
+    struct gen_options o = some();
+    o.requests = 0;
+    o.minutes = 10;
+    for (int endless = 0; endless < 2; endless++) {
+        o.turns_mean = 20;
+        o.think_s = endless ? 1e6 : 60;
+        char *text = generate(&o);
+        struct trace_options to = {.format = TRACE_AUTO};
+        struct trace *t = trace_open_memory("gen", text, strlen(text), &to, why);
+        struct trace_request q;
+        int64_t at = 0, latest = 0;
+        unsigned follows = 0;
+        if (!t)
+            fail_msg("%s", why);
+        while (trace_next(t, &q) > 0) {
+            at = q.follows ? at + q.delay_ps : q.arrival_ps;
+            latest = at > latest ? at : latest;
+            follows += q.follows;
+        }
+        assert_string_equal(trace_error(t), "");
+        trace_close(t);
+        free(text);
+        assert_true(latest <= 600 * PS_PER_S && latest > 500 * PS_PER_S * !endless);
+        assert_true(endless ? follows < 5 : follows > 1000);
+    }
 }
 
 /* Ids of whole blocks repeat from turn to turn, and from request to request of a group. */
@@ -371,6 +406,10 @@ static void too_slow(void **state)
     assert_non_null(f);
     assert_int_equal(gen_run(&o, f, error), WEIR_E_LIMIT);
     assert_non_null(strstr(error, "fit into 53 days; raise --rate"));
+    o.requests = 0;
+    o.minutes = 0.001;
+    assert_int_equal(gen_run(&o, f, error), WEIR_E_LIMIT);
+    assert_non_null(strstr(error, "no request comes in that time; raise --rate"));
     assert_int_equal(fclose(f), 0);
 }
 
@@ -413,6 +452,7 @@ int main(void)
         cmocka_unit_test(bursts),
         cmocka_unit_test(diurnal),
         cmocka_unit_test(sessions),
+        cmocka_unit_test(sessions_end_in_time),
         cmocka_unit_test(shared_prefixes),
         cmocka_unit_test(tenants),
         cmocka_unit_test(longest_context),
