@@ -312,6 +312,28 @@ int64_t cluster_next_ps(const struct cluster *c)
     return l < t ? l : t;
 }
 
+struct cache_ctx {
+    const struct cluster *c;
+    uint32_t worker;
+    int64_t at_ps;
+};
+
+static void cache_change(void *ctx, const struct engine_cache_change *change)
+{
+    const struct cache_ctx *k = ctx;
+    k->c->opt.on_cache(k->c->opt.on_cache_ctx, k->worker, k->at_ps, change);
+}
+
+/* Changes of the worker's caches are known when the pass that made them is over: now, if none is in flight. */
+static void tell_changes(struct cluster *c, int64_t now, uint32_t w)
+{
+    const struct dp_group *g = &c->workers[w].group;
+    if (!c->opt.on_cache || dp_in_pass(g))
+        return;
+    for (uint32_t r = 0; r < g->n; r++)
+        engine_drain_cache_log(g->ranks[r], cache_change, &(struct cache_ctx){c, w, now});
+}
+
 static void advance_worker(struct cluster *c, uint32_t i, int64_t now)
 {
     struct worker *w = &c->workers[i];
@@ -321,6 +343,7 @@ static void advance_worker(struct cluster *c, uint32_t i, int64_t now)
     }
     if (worker_runs(w)) {
         dp_run(&w->group, now);
+        tell_changes(c, now, i);
         transfer_collect(c, i);
         cluster_touch(c, i);
     }
@@ -362,44 +385,14 @@ void cluster_advance(struct cluster *c, int64_t until)
         apply_fault(c, &c->faults[c->next_fault++]);
 }
 
-struct cache_ctx {
-    const struct cluster *c;
-    uint32_t worker;
-    int64_t at_ps;
-};
-
-static void cache_change(void *ctx, const struct engine_cache_change *change)
-{
-    const struct cache_ctx *k = ctx;
-    k->c->opt.on_cache(k->c->opt.on_cache_ctx, k->worker, k->at_ps, change);
-}
-
-static void drain_logs(struct cluster *c, uint32_t w, int64_t at)
-{
-    const struct dp_group *g = &c->workers[w].group;
-    for (uint32_t r = 0; r < g->n; r++)
-        engine_drain_cache_log(g->ranks[r], cache_change, &(struct cache_ctx){c, w, at});
-}
-
-/* Changes that the last pass left behind happened now, those of the pass that begins happen at its end. */
-static void start_logged(struct cluster *c, uint32_t w, int64_t now)
-{
-    struct dp_group *g = &c->workers[w].group;
-    drain_logs(c, w, now);
-    dp_start(g, now, PS_NEVER);
-    drain_logs(c, w, dp_in_pass(g) ? dp_next_ps(g) : now);
-}
-
 void cluster_start(struct cluster *c, int64_t now)
 {
     for (uint32_t i = 0; i < c->n_touched; i++) { /* which may grow on the way */
         uint32_t w = c->touched[i];
         c->workers[w].touched = false;
         if (worker_runs(&c->workers[w])) {
-            if (c->opt.on_cache)
-                start_logged(c, w, now);
-            else
-                dp_start(&c->workers[w].group, now, PS_NEVER);
+            dp_start(&c->workers[w].group, now, PS_NEVER);
+            tell_changes(c, now, w);
             transfer_collect(c, w); /* blocks that were reserved */
         }
         cluster_reschedule(c, w);

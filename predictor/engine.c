@@ -252,6 +252,7 @@ static void emit(struct engine *e, enum engine_event_kind kind, int64_t at, uint
 static void seq_free(struct engine *e, uint32_t slot)
 {
     e->seqs[slot].state = SEQ_FREE;
+    e->n_left++;
     e->seqs[slot].next_free = e->seqs_free;
     e->seqs_free = slot;
 }
@@ -281,10 +282,18 @@ static void change(struct engine *e, int64_t now);
 /* And blocks will be freed: passes that have begun have taken theirs before. */
 static void change_blocks(struct engine *e, int64_t now);
 
+static bool flags_make_sense(const struct engine *e, unsigned flags)
+{
+    bool remote = flags & ENGINE_REMOTE_KV, reserve = flags & ENGINE_RESERVE;
+    if ((flags & ENGINE_PREFILL_ONLY && remote) || (reserve && !remote))
+        return false;
+    return !remote || reserve || e->c.scheduler != SCHED_DYNOSIM || e->c.role != ROLE_DECODE;
+}
+
 int engine_submit(struct engine *e, int64_t now, const struct request_spec *s, uint32_t handle,
                   unsigned flags, uint32_t *slot)
 {
-    if (!s->prompt_tok || !s->output_tok)
+    if (!s->prompt_tok || !s->output_tok || !flags_make_sense(e, flags))
         return WEIR_E_INVALID;
     if (!engine_fits(e, s))
         return WEIR_E_TOO_LARGE;
@@ -378,7 +387,6 @@ void engine_abort(struct engine *e, int64_t now, uint32_t slot)
     }
     if (e->sgl_chunked == slot)
         e->sgl_chunked = ENGINE_NO_SLOT;
-    e->dyn_refused = ENGINE_NO_SLOT; /* it may fit now */
     engine_room_made(e);
 }
 
@@ -400,6 +408,7 @@ void engine_kill(struct engine *e, int64_t now, void (*lost)(void *ctx, uint32_t
     if (e->tiers)
         tiers_kill(e);
     kv_drop_cache(&e->kv);
+    e->kv.log_used = e->kv.log_names_used = 0;
     e->n_running = e->waiting.n = e->arriving.n = e->n_leaving = 0;
     e->n_held = e->n_aside = e->n_batch = 0;
     e->in_pass = false;
@@ -582,14 +591,14 @@ static int64_t closed_sum(const struct engine *e, uint64_t n)
     return (int64_t)n * e->step_a_ps + e->step_d_ps * (int64_t)(n * (n - 1) / 2);
 }
 
-/* Blocks that n decode passes of the whole running batch take; negative if they are taken already, and more
- * (decode_blocks). */
-static int64_t blocks_needed(const struct engine *e, uint64_t n)
+/* Blocks that n decode passes of the whole running batch take. */
+static uint64_t blocks_needed(const struct engine *e, uint64_t n)
 {
-    int64_t need = 0;
+    uint64_t need = 0;
     for (uint32_t i = 0; i < e->n_running; i++) {
         const struct seq *q = &e->seqs[e->running[i]];
-        need += (int64_t)blocks_for(e, q->computed + n) - q->hold.n_blocks;
+        uint32_t blocks = blocks_for(e, q->computed + n);
+        need += blocks > q->hold.n_blocks ? blocks - q->hold.n_blocks : 0;
     }
     return need;
 }
@@ -801,11 +810,11 @@ static uint64_t skippable(const struct engine *e)
         n = left < n ? left : n;
     }
     uint32_t free_blocks = kv_free_blocks(&e->kv);
-    if ((n / bs + 1) * e->n_running > free_blocks && blocks_needed(e, n) > (int64_t)free_blocks) {
+    if ((n / bs + 1) * e->n_running > free_blocks && blocks_needed(e, n) > free_blocks) {
         uint64_t lo = 0, hi = n; /* lo fits, hi does not */
         while (hi - lo > 1) {
             uint64_t mid = (lo + hi) / 2;
-            *(blocks_needed(e, mid) <= (int64_t)free_blocks ? &lo : &hi) = mid;
+            *(blocks_needed(e, mid) <= free_blocks ? &lo : &hi) = mid;
         }
         n = lo;
     }
@@ -1261,7 +1270,8 @@ void engine_get_load(const struct engine *e, int64_t now, struct engine_load *ou
                                 .waiting = e->waiting.n + e->arriving.n + e->n_aside,
                                 .held = e->n_held,
                                 .kv_total_blocks = e->kv.usable};
-    int64_t used = (int64_t)e->kv.usable - kv_free_blocks(&e->kv), end;
+    uint64_t used = e->kv.usable - kv_free_blocks(&e->kv);
+    int64_t end;
     if (e->in_pass && e->skipping) /* a pass takes its blocks when it begins */
         used += blocks_needed(e, passes_until(e, e->steps, now, &end));
     out->kv_used_blocks = (uint32_t)used;

@@ -101,7 +101,8 @@ void engine_set_shared(struct engine *e, struct shared_tier *s, uint32_t client)
 void engine_shared_done(struct engine *e, int64_t now, const struct shared_tier_done *done);
 
 /* As of time now. 0 and *slot, or WEIR_E_TOO_LARGE (can never fit: prompt + output, in blocks or against
- * max_model_len), WEIR_E_INVALID (zero prompt or output). s is copied, its keys are borrowed until the
+ * max_model_len), WEIR_E_INVALID (zero prompt or output; flags that exclude each other, or ENGINE_REMOTE_KV
+ * without ENGINE_RESERVE for a decode worker of dynosim, which always reserves). s is copied, its keys are borrowed until the
  * slot is gone. */
 WEIR_NODISCARD int engine_submit(struct engine *e, int64_t now, const struct request_spec *s,
                                  uint32_t handle, unsigned flags, uint32_t *slot);
@@ -119,7 +120,8 @@ void engine_abort(struct engine *e, int64_t now, uint32_t slot);
 /* The KV of a finished ENGINE_PREFILL_ONLY has been pulled, or its lease is over. */
 void engine_release(struct engine *e, int64_t now, uint32_t slot);
 
-/* The worker died: all requests and all KV are gone, without events. lost(ctx, handle) is called for each. */
+/* The worker died: all requests and all KV are gone, without events and with the log of cache changes.
+ * lost(ctx, handle) is called for each. */
 void engine_kill(struct engine *e, int64_t now, void (*lost)(void *ctx, uint32_t handle),
                  void *ctx);
 
@@ -141,8 +143,8 @@ const struct engine_config *engine_config_of(const struct engine *e);
 /* Prompt tokens of s that are cached at time now. */
 uint32_t engine_cached_tok(struct engine *e, int64_t now, const struct request_spec *s);
 
-/* Changes of the prefix cache since the last call, with the time of the end of the step that made them; see
- * kv.h for names. Off unless switched on. fn must not call back. */
+/* Changes of the prefix cache since the last call; see kv.h for names. A pass makes its own when it begins, but they
+ * are true when it ends. Off unless switched on. fn must not call back. */
 struct engine_cache_change {
     bool stored;
     uint32_t depth, n_blocks;

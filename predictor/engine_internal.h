@@ -79,6 +79,7 @@ struct engine {
     uint32_t *running, n_running, running_cap; /* in admission order */
     struct deque waiting;                      /* fcfs order; priority: order of arrival */
     uint32_t n_held, n_aside;
+    uint64_t n_left; /* requests that have gone, however */
     uint64_t order;
     /* async_scheduling: came since the last pass began; finished, with seat and blocks still taken */
     struct deque arriving;

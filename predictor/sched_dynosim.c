@@ -44,7 +44,7 @@ static uint32_t count_came(const struct engine *e)
 
 static uint64_t departures(const struct engine *e)
 {
-    return e->stats.done + e->stats.preemptions;
+    return e->n_left + e->stats.preemptions;
 }
 
 /* One that was refused is not looked at again before somebody gives blocks back, not even if it would find
