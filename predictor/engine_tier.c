@@ -177,9 +177,9 @@ static uint32_t leader_of(const struct engine *e, const struct request_spec *s, 
     const struct engine_tiers *t = e->tiers;
     for (uint32_t i = 0; i < t->n_loading; i++) {
         const struct tier_seq *l = &t->seqs[t->loading[i]];
+        const struct seq *q = &e->seqs[t->loading[i]];
         uint32_t first = l->from > from ? l->from : from;
-        if (first < l->to && first < to &&
-            kv_same_block(&e->kv, s, &e->seqs[t->loading[i]].spec, first))
+        if (first < l->to && first < to && !q->aborted && kv_same_block(&e->kv, s, &q->spec, first))
             return t->loading[i];
     }
     return ENGINE_NO_SLOT;
