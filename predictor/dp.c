@@ -224,6 +224,17 @@ static void begin_together(struct dp_group *g, uint64_t max, int64_t horizon)
     g->in_pass = true;
 }
 
+/* Experts are read for the tokens of all ranks. A rank is told of the others' running requests: what they prefill on
+ * top only matters where its own pass is the shorter one. */
+static void tell_peers(struct dp_group *g)
+{
+    uint64_t all = 0;
+    for (uint32_t i = 0; i < g->n; i++)
+        all += g->ranks[i]->n_running;
+    for (uint32_t i = 0; i < g->n; i++)
+        engine_set_peers(g->ranks[i], all - g->ranks[i]->n_running);
+}
+
 void dp_start(struct dp_group *g, int64_t now, int64_t horizon)
 {
     if (g->n == 1) {
@@ -241,6 +252,7 @@ void dp_start(struct dp_group *g, int64_t now, int64_t horizon)
     }
     if (n == UINT64_MAX)
         return;
+    tell_peers(g);
     int64_t copy = next_copy_ps(g);
     if (n > 1) {
         begin_together(g, n, copy < horizon ? copy : horizon);

@@ -9,8 +9,10 @@
  * Modelled:
  *   - Passes begin together, and end for all ranks when the slowest one's ends (engine-model.md 1.7). A rank
  *     without work runs a pass without effect (vLLM: dummy batch), a request that reaches it waits for its end.
- *   - A rank's pass takes what the step model says of its own batch: W, and with it the experts' part, is that
- *     of one rank. num_gpu_blocks and all other limits are those of one rank, as the engine reports them.
+ *   - A rank's pass takes what the step model says of its own batch: W is that of one rank. Which experts are read
+ *     depends on the tokens of all ranks (on a recorded DP 2 run of Qwen3-30B-A3B, counting a rank's own alone
+ *     made the longest times between tokens 11 % too short: bench/fidelity). num_gpu_blocks and all other
+ *     limits are those of one rank, as the engine reports them.
  *   - Each rank has a host tier of its own (vLLM, AISimulate's dp_rank_local).
  *   - The engine spreads requests: vLLM sends each to the rank with the smallest 4 * waiting + running, the first
  *     of several (DPLBAsyncMPClient; there the counts are refreshed every 100 ms and own sends added in

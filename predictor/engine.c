@@ -556,7 +556,7 @@ void engine_preempt(struct engine *e, uint32_t running_index)
 
 void engine_describe_batch(const struct engine *e, struct step_batch *b)
 {
-    *b = (struct step_batch){0};
+    *b = (struct step_batch){.peer_tok = e->peer_tok};
     for (uint32_t i = 0; i < e->n_batch; i++) {
         const struct batch_item *it = &e->batch[i];
         const struct seq *q = &e->seqs[it->slot];
@@ -639,6 +639,7 @@ static void walk_start(const struct engine *e, struct walk *w)
 {
     w->done = w->n = 0;
     w->b = (struct step_batch){.decode_reqs = e->n_running,
+                               .peer_tok = e->peer_tok,
                                .total_kv_tok = (uint64_t)e->kv.usable * e->c.block_size};
     for (uint32_t i = 0; i < e->n_running; i++)
         w->b.decode_ctx_tok += e->seqs[e->running[i]].computed + 1;
@@ -1251,6 +1252,11 @@ const struct engine_event *engine_events(const struct engine *e, uint32_t *n)
 void engine_clear_events(struct engine *e)
 {
     e->n_events = 0;
+}
+
+void engine_set_peers(struct engine *e, uint64_t tok)
+{
+    e->peer_tok = tok;
 }
 
 void engine_set_slow(struct engine *e, int64_t now, double factor)

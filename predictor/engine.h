@@ -93,6 +93,9 @@ void engine_want_first_tokens(struct engine *e, bool on);
 void engine_set_itl(struct engine *e, struct hist *itl);
 /* Every step that starts at or after now takes factor times as long. */
 void engine_set_slow(struct engine *e, int64_t now, double factor);
+/* Tokens that data-parallel ranks beside this one work on in each pass from the next one on: experts that they share
+ * are read for those too. */
+void engine_set_peers(struct engine *e, uint64_t tok);
 
 /* The store that this engine shares with others, which know it as `client`; only if num_shared_blocks is set.
  * Borrowed. Transfers that shared_tier_pop gives out for this client go to engine_shared_done at their

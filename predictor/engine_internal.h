@@ -114,6 +114,7 @@ struct engine {
 
     bool stepping, want_first_tokens;
     double slow, slow_next; /* of the pass in flight; from the next one on */
+    uint64_t peer_tok;
     struct hist *itl;
     struct rng rng;
     struct engine_stats stats;

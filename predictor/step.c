@@ -195,7 +195,8 @@ static int64_t linear_ps(const struct step_model *m, const struct step_batch *b)
 {
     i128 t = m->w_ps + (i128)m->d0_ps * b->decode_reqs + (i128)m->k_ps * (i128)b->decode_ctx_tok;
     if (m->w_moe_ps) {
-        uint64_t tok = (uint64_t)b->decode_reqs * (1 + m->spec_gamma) + b->prefill_tok;
+        uint64_t tok =
+            (uint64_t)b->decode_reqs * (1 + m->spec_gamma) + b->prefill_tok + b->peer_tok;
         t += to_ps((double)m->w_moe_ps * (1 - power(m->moe_miss, tok)));
     }
     if (b->decode_reqs)

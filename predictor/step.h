@@ -25,6 +25,7 @@ struct step_batch {
     uint64_t
         active_kv_tok; /* polynomial form: KV tokens in use (whole blocks or logical: caller's choice) */
     uint64_t total_kv_tok; /* capacity in tokens */
+    uint64_t peer_tok; /* tokens of data-parallel ranks beside this one, which share its experts */
 };
 
 enum step_form { STEP_LINEAR, STEP_TABLE, STEP_FIXED, STEP_POLYNOMIAL };
@@ -48,7 +49,8 @@ struct step_params {
     /* a step that also prefills reads each decoding request's KV token with the prefill's kernels, which take this
      * much longer for it than k; 0: no difference (bench/fidelity) */
     double mix_ms_per_tok;
-    /* MoE: W grows from w_ms*(1-moe_share) by the active experts 1-(1-k/N)^tokens; 0 experts = off */
+    /* MoE: W grows from w_ms*(1-moe_share) by the active experts 1-(1-k/N)^tokens, of all ranks that share them; 0
+     * experts = off */
     uint32_t moe_experts, moe_active;
     double moe_w_share; /* share of w_ms that is expert weights, 0..1 */
     /* speculative decoding: gamma draft tokens, chance that position i is accepted given i-1 was */

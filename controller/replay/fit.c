@@ -54,27 +54,11 @@ static int play(struct cluster *cluster, const struct fit_case *c, struct fit_ti
     }
 }
 
-/* Data-parallel ranks in step with each other: the ledger has them. */
-static int predict_ranks(const struct fit_case *c, const struct step_params *step,
-                         struct fit_times *out)
-{
-    struct ledger_entry *entries = calloc(c->n, sizeof *entries);
-    if (!entries)
-        return WEIR_E_NOMEM;
-    int rc = ledger_play(c, step, entries);
-    for (uint32_t i = 0; i < c->n; i++)
-        out[i] = entries[i].times;
-    free(entries);
-    return rc;
-}
-
 int fit_predict(const struct fit_case *c, const struct step_params *step, struct fit_times *out)
 {
     struct worker_config worker = c->worker;
     struct cluster_options options = {.kv_lease_ps = PS_NEVER};
     const char *why = NULL;
-    if (worker.engine.dp_size > 1)
-        return predict_ranks(c, step, out);
     if (step_model_init(&worker.engine.step, step, &why) ||
         engine_config_check(&worker.engine, &why))
         return WEIR_E_INVALID;

@@ -4,24 +4,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* How old the queue lengths are that a front end spreads requests over data-parallel ranks by (vLLM:
- * DPCoordinator publishes them every 100 ms), and what waiting counts there against running. */
-#define RANK_STATS_PS (100 * PS_PER_MS)
-#define RANK_WAITING_WEIGHT 4u
-
-struct rank {
-    struct engine *engine;
-    uint32_t score;
-};
-
 struct play {
     const struct fit_case *c;
     struct ledger_entry *out;
     struct step_model model;
-    double coefficients[LEDGER_ITEMS], miss;
-    struct rank *ranks;
+    double miss;           /* chance that a token does not use a given expert */
+    struct engine **ranks; /* dp.h: in step with each other */
     uint32_t n_ranks, next;
-    int64_t start, now, stats_at;                    /* of the last pass; its end */
+    int64_t start, now;                              /* of the last pass; its end */
     double before[LEDGER_ITEMS], pass[LEDGER_ITEMS]; /* work up to the last pass; in it */
 };
 
@@ -58,38 +48,50 @@ static void work_until(const struct play *p, int64_t t, double work[LEDGER_ITEMS
 
 /* ---- ranks */
 
-static void refresh_scores(struct play *p)
-{
-    struct engine_load load;
-    for (uint32_t i = 0; i < p->n_ranks; i++) {
-        engine_get_load(p->ranks[i].engine, p->now, &load);
-        p->ranks[i].score = RANK_WAITING_WEIGHT * load.waiting + load.running;
-    }
-    p->stats_at = p->now;
-}
-
-static struct engine *choose_rank(struct play *p)
+/* As vLLM does it (dp.h). */
+static struct engine *choose_rank(const struct play *p)
 {
     uint32_t best = 0;
-    if (p->n_ranks > 1 && p->now - p->stats_at >= RANK_STATS_PS)
-        refresh_scores(p);
-    for (uint32_t i = 1; i < p->n_ranks; i++) {
-        if (p->ranks[i].score < p->ranks[best].score)
+    uint64_t least = UINT64_MAX;
+    for (uint32_t i = 0; i < p->n_ranks && p->n_ranks > 1; i++) {
+        struct engine_load load;
+        engine_get_load(p->ranks[i], p->now, &load);
+        uint64_t score = 4 * (uint64_t)load.waiting + load.running;
+        if (score < least) {
+            least = score;
             best = i;
+        }
     }
-    p->ranks[best].score += RANK_WAITING_WEIGHT;
-    return p->ranks[best].engine;
+    return p->ranks[best];
 }
 
-static int submit_due(struct play *p)
+/* Experts are spread over the ranks: which are read depends on all ranks' requests. */
+static void tell_peers(const struct play *p)
+{
+    struct engine_load load;
+    uint64_t all = 0;
+    if (p->n_ranks == 1)
+        return;
+    for (uint32_t i = 0; i < p->n_ranks; i++) {
+        engine_get_load(p->ranks[i], p->now, &load);
+        all += load.running;
+    }
+    for (uint32_t i = 0; i < p->n_ranks; i++) {
+        engine_get_load(p->ranks[i], p->now, &load);
+        engine_set_peers(p->ranks[i], all - load.running);
+    }
+}
+
+/* Sends what arrives before time `until`. */
+static int submit(struct play *p, int64_t until)
 {
     for (; p->next < p->c->n; p->next++) {
         const struct request_spec *s = &p->c->requests[p->next].spec;
         uint32_t slot;
-        if (s->arrival_ps > p->now)
+        if (s->arrival_ps >= until)
             return 0;
         work_until(p, s->arrival_ps, p->out[p->next].wait);
-        int rc = engine_submit(choose_rank(p), p->now, s, p->next, 0, &slot);
+        int rc = engine_submit(choose_rank(p), s->arrival_ps, s, p->next, 0, &slot);
         if (rc && rc != WEIR_E_TOO_LARGE)
             return rc;
     }
@@ -109,47 +111,32 @@ static double power(double x, uint64_t n)
     return r;
 }
 
-static double measure(const struct play *p, const struct step_batch *b, double work[LEDGER_ITEMS])
+static void measure(const struct play *p, const struct step_batch *b, double work[LEDGER_ITEMS])
 {
-    double ms = 0;
     work[LEDGER_PASS] = 1;
     work[LEDGER_DECODE] = b->decode_reqs;
     work[LEDGER_CONTEXT] = (double)b->decode_ctx_tok;
     work[LEDGER_PREFILL] = (double)b->prefill_tok;
     work[LEDGER_ATTENTION] = (double)b->prefill_attn / 2;
-    work[LEDGER_EXPERTS] = 1;
+    work[LEDGER_EXPERTS] = 1 - power(p->miss, b->decode_reqs + b->prefill_tok + b->peer_tok);
     work[LEDGER_MIX] = b->prefill_reqs ? (double)b->decode_ctx_tok : 0;
-    for (int i = 0; i < LEDGER_ITEMS; i++)
-        ms += p->coefficients[i] * work[i];
-    return ms;
 }
 
-/* Ranks wait for each other: the slowest one's work counts. Experts are spread over the ranks, so which are read
- * depends on all ranks' tokens. Returns the time. */
+/* Ranks wait for each other: the slowest one's work counts. Returns its time. */
 static int64_t account(struct play *p, const struct step_batch *batches, const uint32_t *n_items)
 {
-    double work[LEDGER_ITEMS], slowest = -1;
-    uint64_t tok = 0;
-    const struct step_batch *last = NULL;
+    int64_t slowest = -1;
     for (uint32_t i = 0; i < p->n_ranks; i++) {
-        if (!n_items[i])
+        int64_t t = n_items[i] ? step_time_ps(&p->model, &batches[i]) : -1;
+        if (t <= slowest)
             continue;
-        tok += batches[i].decode_reqs + batches[i].prefill_tok;
-        double ms = measure(p, &batches[i], work);
-        if (ms <= slowest)
-            continue;
-        slowest = ms;
-        last = &batches[i];
-        memcpy(p->pass, work, sizeof work);
+        slowest = t;
+        measure(p, &batches[i], p->pass);
     }
-    p->pass[LEDGER_EXPERTS] = 1 - power(p->miss, tok);
-    if (p->n_ranks == 1)
-        return step_time_ps(&p->model, last);
-    slowest -= p->coefficients[LEDGER_EXPERTS] * power(p->miss, tok);
-    return ps_from_ms(slowest) + 1;
+    return slowest;
 }
 
-static bool take_events(struct play *p, struct engine *e)
+static void take_events(struct play *p, struct engine *e)
 {
     double work[LEDGER_ITEMS];
     uint32_t n;
@@ -170,44 +157,46 @@ static bool take_events(struct play *p, struct engine *e)
         }
     }
     engine_clear_events(e);
-    return n > 0;
 }
 
-/* One pass of all ranks; false: there was nothing to do. */
-static bool pass(struct play *p, struct step_batch *batches, uint32_t *n_items)
+/* One pass of all ranks, with what arrives meanwhile; *did: there was something to do. */
+static int pass(struct play *p, struct step_batch *batches, uint32_t *n_items, bool *did)
 {
     const struct engine_batch_item *items;
     uint32_t total = 0;
+    int rc = 0;
+    tell_peers(p);
     for (uint32_t i = 0; i < p->n_ranks; i++) {
-        n_items[i] = engine_step_begin(p->ranks[i].engine, p->now, &items);
-        engine_step_batch(p->ranks[i].engine, &batches[i]);
+        n_items[i] = engine_step_begin(p->ranks[i], p->now, &items);
+        engine_step_batch(p->ranks[i], &batches[i]);
         total += n_items[i];
     }
+    *did = total > 0;
     if (total) {
         for (int k = 0; k < LEDGER_ITEMS; k++)
             p->before[k] += p->pass[k];
         p->start = p->now;
         p->now += account(p, batches, n_items);
+        rc = submit(p, p->now);
     }
     for (uint32_t i = 0; i < p->n_ranks; i++) {
-        engine_step_end(p->ranks[i].engine, p->now);
-        take_events(p, p->ranks[i].engine);
+        engine_step_end(p->ranks[i], p->now);
+        take_events(p, p->ranks[i]);
     }
-    return total > 0;
+    return rc;
 }
 
 static int run(struct play *p, struct step_batch *batches, uint32_t *n_items)
 {
+    bool did = true;
     for (;;) {
-        int rc = submit_due(p);
-        if (rc)
+        int rc = submit(p, p->now + 1);
+        if (!rc)
+            rc = pass(p, batches, n_items, &did);
+        if (rc || (!did && p->next == p->c->n))
             return rc;
-        if (pass(p, batches, n_items))
-            continue;
-        if (p->next == p->c->n)
-            return 0;
-        p->now = p->c->requests[p->next].spec.arrival_ps; /* idle until then */
-        p->start = p->now;
+        if (!did) /* idle until the next one comes */
+            p->start = p->now = p->c->requests[p->next].spec.arrival_ps;
     }
 }
 
@@ -218,10 +207,10 @@ static int start_ranks(struct play *p)
     if (!p->ranks)
         return WEIR_E_NOMEM;
     for (uint32_t i = 0; i < p->n_ranks; i++) {
-        p->ranks[i].engine = engine_new(&p->c->worker.engine, 0);
-        if (!p->ranks[i].engine)
+        p->ranks[i] = engine_new(&p->c->worker.engine, 0);
+        if (!p->ranks[i])
             return WEIR_E_NOMEM;
-        engine_want_first_tokens(p->ranks[i].engine, true);
+        engine_want_first_tokens(p->ranks[i], true);
     }
     return 0;
 }
@@ -229,7 +218,7 @@ static int start_ranks(struct play *p)
 static void stop_ranks(struct play *p)
 {
     for (uint32_t i = 0; p->ranks && i < p->n_ranks; i++)
-        engine_free(p->ranks[i].engine);
+        engine_free(p->ranks[i]);
     free(p->ranks);
 }
 
@@ -241,7 +230,6 @@ int ledger_play(const struct fit_case *c, const struct step_params *step, struct
         (step->scale != 0 && step->scale != 1) || step_model_init(&p.model, step, &why) ||
         engine_config_check(&c->worker.engine, &why))
         return WEIR_E_INVALID;
-    ledger_coefficients(step, p.coefficients);
     p.miss = step->moe_experts ? 1 - (double)step->moe_active / (double)step->moe_experts : 0;
     for (uint32_t i = 0; i < c->n; i++)
         out[i] = (struct ledger_entry){.times = {-1, -1, 0}};

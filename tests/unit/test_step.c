@@ -127,6 +127,21 @@ static void mixed_steps_read_kv_at_another_price(void **state)
     assert_int_equal(step_time_ps(&m, &b), 9 * MS);
 }
 
+/* Half of W is 8 experts, of which a token uses one: 1 - (7/8)^tokens of that half is read. */
+static void experts_are_read_for_the_ranks_beside(void **state)
+{
+    (void)state;
+    struct step_params p = {
+        .form = STEP_LINEAR, .w_ms = 16, .moe_experts = 8, .moe_active = 1, .moe_w_share = 0.5};
+    struct step_model m = make(&p);
+    struct step_batch b = {.decode_reqs = 1};
+    assert_int_equal(step_time_ps(&m, &b), 9 * MS);
+    b.peer_tok = 1;
+    assert_int_equal(step_time_ps(&m, &b), 9 * MS + 7 * MS / 8);
+    struct step_batch alone = {.decode_reqs = 2};
+    assert_int_equal(step_time_ps(&m, &alone), step_time_ps(&m, &b));
+}
+
 static void floor_hides_short_prefills(void **state)
 {
     (void)state;
@@ -570,6 +585,7 @@ int main(void)
         cmocka_unit_test(linear_formula),
         cmocka_unit_test(decode_grows_exactly),
         cmocka_unit_test(empty_batch_takes_no_time),
+        cmocka_unit_test(experts_are_read_for_the_ranks_beside),
         cmocka_unit_test(floor_hides_short_prefills),
         cmocka_unit_test(mixed_steps_read_kv_at_another_price),
         cmocka_unit_test(experts_read_grow_with_the_batch),
