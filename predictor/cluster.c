@@ -423,6 +423,17 @@ void cluster_wake(struct cluster *c, int64_t now)
 
 /* ---- looking in */
 
+bool cluster_out_of_time(const struct cluster *c)
+{
+    for (uint32_t i = 0; i < c->n_workers; i++) {
+        for (uint32_t k = 0; k < c->workers[i].group.n; k++) {
+            if (engine_out_of_time(c->workers[i].group.ranks[k]))
+                return true;
+        }
+    }
+    return false;
+}
+
 const struct engine *cluster_engine(const struct cluster *c, uint32_t worker)
 {
     return c->workers[worker].group.ranks[0];

@@ -156,6 +156,8 @@ void cluster_wake(struct cluster *c, int64_t now);
 const struct dp_group *cluster_group(const struct cluster *c, uint32_t worker);
 /* Its first rank. */
 const struct engine *cluster_engine(const struct cluster *c, uint32_t worker);
+/* Whether some worker still had something to do at PS_LIMIT, after which no pass begins. */
+bool cluster_out_of_time(const struct cluster *c);
 /* The store that workers share; NULL: none. */
 const struct shared_tier *cluster_shared(const struct cluster *c);
 bool cluster_worker_up(const struct cluster *c, uint32_t worker);

@@ -578,7 +578,8 @@ void engine_describe_batch(const struct engine *e, struct step_batch *b)
 
 static int64_t slowed(const struct engine *e, int64_t ps)
 {
-    return e->slow == 1 ? ps : (int64_t)((double)ps * e->slow + 0.5);
+    double slow = (double)ps * e->slow + 0.5;
+    return e->slow == 1 ? ps : slow < (double)STEP_MAX_PS ? (int64_t)slow : STEP_MAX_PS;
 }
 
 static int64_t pass_time(const struct engine *e, const struct step_batch *b)
@@ -782,8 +783,10 @@ static void change_blocks(struct engine *e, int64_t now)
         decode_blocks(e, e->steps);
 }
 
-/* Most passes taken together: keeps sums of step times inside 64 bits. */
+/* Most passes taken together, and without a closed form of their sum. As no pass takes longer than STEP_MAX_PS
+ * and none begins after PS_LIMIT, sums of times stay inside 64 bits. */
 #define MAX_SKIP (UINT64_C(1) << 18)
+#define MAX_OPEN_SKIP ((uint64_t)(PS_LIMIT / STEP_MAX_PS))
 
 /* How many decode-only passes can be taken without the scheduler having anything to decide; 0: ask it. */
 static uint64_t skippable(const struct engine *e)
@@ -828,6 +831,16 @@ static uint32_t first_step_blocks(const struct engine *e)
     return (uint32_t)(e->kv.usable - kv_free_blocks(&e->kv) + blocks_needed(e, 1));
 }
 
+/* As many of n passes, of which the first takes a and each one d more than the one before, as keep below these
+ * limits, too. */
+static uint64_t limited(int64_t a, __int128 d, uint64_t n)
+{
+    while (n > 1 &&
+           (a + d * (int64_t)n > STEP_MAX_PS || (a + d * (int64_t)n) * (int64_t)n > PS_LIMIT))
+        n /= 2;
+    return n;
+}
+
 static void start_skip(struct engine *e, uint64_t n, int64_t horizon)
 {
     e->paced = false;
@@ -836,8 +849,12 @@ static void start_skip(struct engine *e, uint64_t n, int64_t horizon)
     if (e->closed_form) {
         struct walk w;
         walk_start(e, &w);
+        __int128 d = (__int128)e->c.step.k_ps * w.b.decode_reqs;
         e->step_a_ps = step_time_ps(&e->c.step, &w.b);
-        e->step_d_ps = e->c.step.k_ps * (int64_t)w.b.decode_reqs;
+        n = limited(e->step_a_ps, d, n);
+        e->step_d_ps = n > 1 ? (int64_t)d : 0;
+    } else if (n > MAX_OPEN_SKIP) {
+        n = MAX_OPEN_SKIP;
     }
     e->skipping = e->in_pass = true;
     e->steps = passes_until(e, n, horizon, &e->end_ps);
@@ -914,6 +931,9 @@ uint64_t engine_prepare(struct engine *e, int64_t now)
     bool coming = e->arriving.n || e->n_leaving;
     if (!e->n_running && !coming && (!e->waiting.n || !e->ready))
         return UINT64_MAX;
+    e->out_of_time = now >= PS_LIMIT;
+    if (e->out_of_time)
+        return UINT64_MAX;
     e->start_ps = now;
     e->slow = e->slow_next;
     let_go(e, false);
@@ -945,9 +965,10 @@ void engine_decode_times(struct engine *e, uint32_t n, int64_t *ps)
     struct walk w;
     e->step_blocks = first_step_blocks(e);
     walk_start(e, &w);
-    if (e->c.step.linear_decode && e->slow == 1) {
-        int64_t a = step_time_ps(&e->c.step, &w.b), d = e->c.step.k_ps * (int64_t)w.b.decode_reqs;
-        for (uint32_t i = 0; i < n; i++, a += d)
+    int64_t a = step_time_ps(&e->c.step, &w.b);
+    __int128 d = (__int128)e->c.step.k_ps * w.b.decode_reqs;
+    if (e->c.step.linear_decode && e->slow == 1 && limited(a, d, n) == n) {
+        for (uint32_t i = 0; i < n; i++, a += (int64_t)d)
             ps[i] = a;
         return;
     }
@@ -1293,6 +1314,11 @@ void engine_get_stats(const struct engine *e, struct engine_stats *out)
 const struct engine_config *engine_config_of(const struct engine *e)
 {
     return &e->c;
+}
+
+bool engine_out_of_time(const struct engine *e)
+{
+    return e->out_of_time;
 }
 
 uint32_t engine_free_blocks(const struct engine *e)

@@ -157,6 +157,9 @@ void engine_log_cache(struct engine *e, bool on);
 void engine_drain_cache_log(struct engine *e,
                             void (*fn)(void *ctx, const struct engine_cache_change *), void *ctx);
 
+/* No pass begins after PS_LIMIT; whether work was left then. */
+bool engine_out_of_time(const struct engine *e);
+
 /* ---- for step-by-step parity checks: the scheduler alone, without time */
 struct engine_batch_item {
     uint32_t handle, computed, scheduled;

@@ -102,6 +102,7 @@ struct engine {
     bool ready; /* at a boundary: something may have changed since the last scheduling */
     bool
         waiting_blocked; /* set by schedule(): what waits cannot enter until something comes or goes */
+    bool out_of_time;    /* there was something to do at PS_LIMIT */
     bool all_decode;     /* every running request has only its last token to compute */
 
     /* schedulers' own state */

@@ -102,9 +102,12 @@ int fair_share_copy(struct fair_share *dst, const struct fair_share *src)
 
 /* ---- time */
 
-static int64_t later(int64_t t, int64_t dt)
+/* At PS_LIMIT what comes later comes, too: nothing begins after it. */
+static int64_t later(int64_t t, u128 dt)
 {
-    return dt < PS_NEVER - t ? t + dt : PS_NEVER;
+    if (t < PS_LIMIT && dt < (u128)(PS_LIMIT - t))
+        return t + (int64_t)dt;
+    return t > PS_LIMIT ? t : PS_LIMIT;
 }
 
 /* Transfers that the bandwidth is divided by. */
@@ -123,7 +126,7 @@ static int64_t finish_ps(const struct fair_share *s)
     if (work <= s->left_over)
         return s->now_ps;
     u128 dt = (work - s->left_over + s->bytes_per_s - 1) / s->bytes_per_s;
-    return dt < (u128)(PS_NEVER - s->now_ps) ? s->now_ps + (int64_t)dt : PS_NEVER;
+    return later(s->now_ps, dt);
 }
 
 static void serve_until(struct fair_share *s, int64_t t)
@@ -140,7 +143,7 @@ static void sent_push(struct fair_share *s, uint32_t id)
 {
     struct fair_share_transfer *t = &s->transfers[id];
     t->pos = POS_SENT;
-    t->arrive_ps = later(s->now_ps, s->latency_ps);
+    t->arrive_ps = later(s->now_ps, (u128)s->latency_ps);
     t->prev = s->sent_last;
     t->next = NONE;
     *(s->sent_last == NONE ? &s->sent_first : &s->transfers[s->sent_last].next) = id;
@@ -176,7 +179,7 @@ static void reschedule(struct fair_share *s)
     if (s->sent_first != NONE)
         s->next_ps = s->transfers[s->sent_first].arrive_ps;
     else
-        s->next_ps = s->n_heap ? later(finish_ps(s), s->latency_ps) : PS_NEVER;
+        s->next_ps = s->n_heap ? later(finish_ps(s), (u128)s->latency_ps) : PS_NEVER;
 }
 
 /* ---- transfers */

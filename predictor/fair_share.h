@@ -63,7 +63,8 @@ uint32_t fair_share_add(struct fair_share *s, int64_t now, uint64_t bytes, uint3
 
 void fair_share_cancel(struct fair_share *s, int64_t now, uint32_t transfer);
 
-/* When the next transfer arrives if none is added or cancelled before; PS_NEVER: none is there. */
+/* When the next transfer arrives if none is added or cancelled before, PS_LIMIT at the latest; PS_NEVER: none
+ * is there. */
 int64_t fair_share_next_ps(const struct fair_share *s);
 
 /* Takes out a transfer that has arrived by now, in order of arrival; false: none. */

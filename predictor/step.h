@@ -35,9 +35,9 @@ enum step_form { STEP_LINEAR, STEP_TABLE, STEP_FIXED, STEP_POLYNOMIAL };
 #define STEP_MAX_MS 1e9   /* every coefficient in ms */
 #define STEP_MAX_TOK 1e15 /* every point on a table's axis */
 #define STEP_MAX_SCALE 1e6
-/* Longest pass: a day. What comes out longer is cut to that, so that sums of a few passes stay inside
+/* Longest pass: an hour. What comes out longer is cut to that, so that sums of a thousand passes stay inside
  * 64 bits however absurd the coefficients. */
-#define STEP_MAX_PS (INT64_C(86400) * 1000000000000)
+#define STEP_MAX_PS (INT64_C(3600) * 1000000000000)
 
 /* Coefficients as users write them (milliseconds, tokens). Zero-initialise, fill, step_model_init. */
 struct step_params {

@@ -893,6 +893,10 @@ int replay_run(const struct stack *stack, const struct replay_options *opt, stru
         loop(&r);
         cluster_drain(r.cluster);
         hear(&r);
+        if (!r.failed && r.n_live && cluster_out_of_time(r.cluster))
+            fail(&r, WEIR_E_LIMIT,
+                 "simulated time went beyond 53 days with requests left over; look at the stack's "
+                 "step times, bandwidths and slow factors");
         if (!r.failed && r.n_live)
             fail(&r, WEIR_E_STATE,
                  "the replay came to a stop with requests left over: no worker can take them");

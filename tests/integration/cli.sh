@@ -233,6 +233,11 @@ bad "--workers: the stack file says how many" replay --stack deploy/stacks/dynos
 run sh -c '"$0" replay "$1" >/dev/full' "$weir" "$trace"
 [ $status -eq 2 ] && grep -q "writing to standard output failed: No space left" "$work/err" ||
     fail "a full disk"
+for slow in w_ms=1e9 k_ms_per_tok=1e9 scale=1e6; do # passes of an hour: time ends, nothing overflows
+    for how in "" --step "--concurrency 8"; do
+        bad "simulated time went beyond 53 days" replay $how --set $slow "$trace"
+    done
+done
 bad "--report /dev/full: writing failed" "$weir" replay -q --report /dev/full "$trace"
 bad "no policy 'lmetrik'; did you mean lmetric?" "$weir" policies lmetrik
 

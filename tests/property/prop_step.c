@@ -143,7 +143,7 @@ static void decode_run(uint64_t seed)
     for (uint32_t i = 0; i < RUN; i++) {
         int64_t t = step_time_ps(&m, &b);
         assert_int_equal(t, ps[i]);
-        if (i && m.linear_decode && last > 1) /* 1: a pass that would take no time */
+        if (i && m.linear_decode && last > 1 && t < STEP_MAX_PS) /* else cut to these */
             assert_int_equal(t - last, m.k_ps * (int64_t)b.decode_reqs);
         last = t;
         b.decode_ctx_tok += b.decode_reqs;
@@ -212,11 +212,12 @@ static void scaled(uint64_t seed)
     const char *why;
     p.scale = (p.scale == 0 ? 1 : p.scale) * by;
     assert_int_equal(step_model_init(&m, &p, &why), 0);
-    double then = (double)step_time_ps(&m, &b);
+    double then = (double)step_time_ps(&m, &b), limit = (double)STEP_MAX_PS, want = once * by;
+    want = want < limit ? want : limit;
     /* coefficients are rounded: k and d0 to a ps, p to 2^-10, q to 2^-20; a pass is 1 ps at least */
     double rounding = 2 + (double)b.decode_ctx_tok + (double)b.decode_reqs * (1 + STEP_SPEC_MAX) +
                       (double)b.prefill_tok / 1024 + (double)b.prefill_attn / 1048576;
-    if (fabs(then - once * by) > (1 + by) * rounding + 1e-9 * then)
+    if (once < limit && fabs(then - want) > (1 + by) * rounding + 1e-9 * then)
         fail_msg("%.17g ps, %.17g times that is %.17g", once, by, then);
 }
 
