@@ -44,16 +44,20 @@ struct step_params {
     enum step_form form;
     /* linear: T = W + d0*B + k*K + p*sum(n) + q*sum(n*(c + n/2)); DESIGN 4, engine-model.md 3.1 */
     double w_ms, d0_ms_per_req, k_ms_per_tok, p_ms_per_tok, q_ms_per_tok2;
-    double
-        prefill_floor_ms; /* prefill work shorter than this is hidden under W (memory bound); 0 off */
+    /* prefill work P = p*.. + q*.. adds max(0, P - floor): what is shorter hides under W, which is bound by
+     * memory; with floor = W a prefill takes max(W, P), the roofline (engine-model.md 3.1). 0: off */
+    double prefill_floor_ms;
     /* a step that also prefills reads each decoding request's KV token with the prefill's kernels, which take this
      * much longer for it than k; 0: no difference (bench/fidelity) */
     double mix_ms_per_tok;
-    /* MoE: W grows from w_ms*(1-moe_share) by the active experts 1-(1-k/N)^tokens, of all ranks that share them; 0
-     * experts = off */
+    /* MoE: of w_ms, the experts' share is scaled by how many of them the tokens touch (those of all ranks that
+     * share them), 1 - (1 - active/experts)^tokens (engine-model.md 3.1); 0 experts: off */
     uint32_t moe_experts, moe_active;
     double moe_w_share; /* share of w_ms that is expert weights, 0..1 */
-    /* speculative decoding: gamma draft tokens, chance that position i is accepted given i-1 was */
+    /* speculative decoding: gamma draft tokens, chance that position i is accepted given i-1 was. A pass with
+     * decoding requests verifies gamma + 1 tokens of each (engine-model.md 3.1): linear, d0 for the first and
+     * the dearer of d0 and p for each draft, as a fit may have put a token's cost into either; other forms take
+     * the pass as it is, as DynoSim does. Drafting adds gamma * spec_draft_ms in all forms. */
     uint32_t spec_gamma;
     double spec_accept[STEP_SPEC_MAX];
     double spec_draft_ms; /* cost of one draft token for the batch */
