@@ -11,5 +11,6 @@ int check_main(int argc, char **argv);
 int profile_main(int argc, char **argv);
 int policies_main(int argc, char **argv);
 int serve_main(int argc, char **argv);
+int mock_main(int argc, char **argv);
 
 #endif

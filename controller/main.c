@@ -12,6 +12,7 @@ static const struct {
     int (*main)(int argc, char **argv);
 } commands[] = {
     {"serve", "stand in front of engines and route requests, inline", serve_main},
+    {"mock", "an engine without a model, for trying weir serve without a GPU", mock_main},
     {"replay", "run a recorded trace through one or more policies and compare them", replay_main},
     {"gen", "write a synthetic trace", gen_main},
     {"check", "check stack files; --help lists every key", check_main},

@@ -296,7 +296,7 @@ static bool is_plain(const char *s)
 /* http://HOST[:PORT][/][#name=value,...] */
 static int add_worker(struct options *o, const char *url)
 {
-    char text[4 * SERVE_HOST_BYTES], *details, *detail, *save = NULL;
+    char text[SERVE_HOST_BYTES + 8], details[4 * SERVE_HOST_BYTES], *detail, *save = NULL;
     if (o->n_workers == MAX_WORKER_OPTIONS)
         return complain("more than %u workers", MAX_WORKER_OPTIONS);
     struct serve_worker *w = &o->workers[o->n_workers];
@@ -309,11 +309,12 @@ static int add_worker(struct options *o, const char *url)
     w->tls = !strncmp(url, "https://", 8);
     if (!w->tls && strncmp(url, "http://", 7))
         return complain("--worker takes http://HOST:PORT or https://HOST:PORT, not '%s'", url);
-    if (read_text("--worker", url + (w->tls ? 8 : 7), text, sizeof text))
+    const char *rest = url + (w->tls ? 8 : 7), *hash = strchrnul(rest, '#');
+    if ((size_t)(hash - rest) >= SERVE_HOST_BYTES)
+        return complain("--worker: the address of '%.60s...' is too long", url);
+    snprintf(text, sizeof text, "%.*s", (int)(hash - rest), rest);
+    if (read_text("--worker: details", *hash ? hash + 1 : "", details, sizeof details))
         return 2;
-    details = strchr(text, '#');
-    if (details)
-        *details++ = '\0';
     size_t len = strlen(text);
     if (len && text[len - 1] == '/')
         text[--len] = '\0';
@@ -324,8 +325,7 @@ static int add_worker(struct options *o, const char *url)
     if (read_address("--worker", text, w->host, &w->port))
         return 2;
     snprintf(w->name, sizeof w->name, "%.240s", text);
-    for (detail = details ? strtok_r(details, ",", &save) : NULL; detail;
-         detail = strtok_r(NULL, ",", &save)) {
+    for (detail = strtok_r(details, ",", &save); detail; detail = strtok_r(NULL, ",", &save)) {
         char *eq = strchr(detail, '=');
         if (!eq)
             return complain("--worker: expected name=value behind '#', not '%s'", detail);

@@ -1,0 +1,691 @@
+/* mock.c - `weir mock`: an OpenAI-compatible engine with physics of its own and nothing to say, for trying a controller
+ * without a GPU and for breaking things on purpose.
+ *
+ *   POST /v1/chat/completions, /v1/completions      streamed or not; `max_tokens` tokens come (16 without)
+ *   GET  /v1/models /health /metrics                metrics under vLLM's names
+ *   POST /mock/fault                                {"kind":"hang|slow|error|cut|crash|none", "factor":2, "share":0.1}
+ *
+ * Prefill and decode apart as vLLM's NIXL connector does it: kv_transfer_params with do_remote_decode hold the KV and
+ * come back with the answer; with do_remote_prefill the prompt's KV is taken as there.
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <uv.h>
+#include <yyjson.h>
+
+#include "controller/commands.h"
+#include "controller/http/http_server.h"
+#include "controller/mock/mock_engine.h"
+#include "controller/openai/json_edit.h"
+#include "controller/openai/openai_error.h"
+#include "controller/openai/openai_request.h"
+#include "controller/replay/profile.h"
+
+#define DEFAULT_MAX_TOKENS 16u
+#define BYTES_PER_TOK 4u
+#define NONE UINT32_MAX
+
+enum fault_kind_mock { MOCK_NONE, MOCK_HANG, MOCK_SLOW, MOCK_ERROR, MOCK_CUT, MOCK_CRASH };
+
+struct live {
+    struct http_exchange *ex; /* NULL: free, or KV held for a pull */
+    struct openai_request q;
+    uint64_t *keys;
+    uint32_t prompt_tok, limit, out;
+    bool prefill_only, held, cut;
+    int64_t arrived_ps, last_ps;
+    uint32_t next_free;
+};
+
+struct mock {
+    uv_loop_t uv;
+    struct http_loop *http;
+    struct http_server *server;
+    uv_timer_t step;
+    uv_signal_t term, intr;
+    struct mock_engine *engine;
+    struct openai_reader *reader;
+    struct live *live;
+    uint32_t n_live, free_live;
+    uint64_t uid, start_ns;
+    char model[OPENAI_NAME_BYTES];
+    struct rng rng;
+    enum fault_kind_mock fault;
+    double fault_share;
+    /* counters of /metrics */
+    uint64_t ttft_count, itl_count, requests;
+    double ttft_sum_s, itl_sum_s;
+};
+
+static int64_t now_ps(const struct mock *m)
+{
+    return (int64_t)(uv_hrtime() - m->start_ns) * PS_PER_NS;
+}
+
+/* ---- steps */
+
+static void on_step(uv_timer_t *timer);
+
+static void go_on(struct mock *m)
+{
+    if (m->fault == MOCK_HANG || mock_engine_stepping(m->engine))
+        return;
+    int64_t took = mock_engine_step_begin(m->engine, now_ps(m));
+    if (took)
+        uv_timer_start(&m->step, on_step, (uint64_t)((took + PS_PER_MS / 2) / PS_PER_MS), 0);
+}
+
+static void on_step(uv_timer_t *timer)
+{
+    struct mock *m = timer->data;
+    if (m->fault == MOCK_HANG)
+        return;
+    mock_engine_step_end(m->engine, now_ps(m));
+    go_on(m);
+}
+
+/* ---- requests */
+
+static uint32_t live_new(struct mock *m)
+{
+    uint32_t h = m->free_live;
+    if (h != NONE) {
+        m->free_live = m->live[h].next_free;
+    } else {
+        if (m->n_live == MOCK_MAX_REQUESTS)
+            return NONE;
+        h = m->n_live++;
+    }
+    m->live[h] = (struct live){.last_ps = -1};
+    return h;
+}
+
+static void live_free(struct mock *m, uint32_t h)
+{
+    free(m->live[h].keys);
+    m->live[h] = (struct live){.next_free = m->free_live};
+    m->free_live = h;
+}
+
+static void refuse(struct http_exchange *ex, int status, const char *message)
+{
+    char body[OPENAI_ERROR_BODY_BYTES];
+    struct openai_error e = {status, status < 500 ? "invalid_request_error" : "server_error", NULL,
+                             message, NULL};
+    size_t n = openai_error_body(body, &e);
+    http_reply(ex, status, "application/json", (struct http_slice){body, n});
+}
+
+static bool is_chat(const struct live *l)
+{
+    return l->q.endpoint == OPENAI_CHAT;
+}
+
+static void send_text(struct live *l, const char *text, size_t n, bool last)
+{
+    struct http_slice s = {text, n};
+    http_reply_send(l->ex, &s, 1, last);
+}
+
+static void send_event(struct mock *m, struct live *l, const char *content, const char *finish)
+{
+    char text[512];
+    int n;
+    if (is_chat(l))
+        n = snprintf(
+            text, sizeof text,
+            "data: {\"id\":\"chatcmpl-mock\",\"object\":\"chat.completion.chunk\",\"model\":\"%.200s\","
+            "\"choices\":[{\"index\":0,\"delta\":{\"content\":\"%s\"},\"finish_reason\":%s}]}\n\n",
+            m->model, content, finish);
+    else
+        n = snprintf(
+            text, sizeof text,
+            "data: {\"id\":\"cmpl-mock\",\"object\":\"text_completion\",\"model\":\"%.200s\","
+            "\"choices\":[{\"index\":0,\"text\":\"%s\",\"finish_reason\":%s}]}\n\n",
+            m->model, content, finish);
+    send_text(l, text, (size_t)n, false);
+}
+
+static void start_stream(struct mock *m, struct live *l)
+{
+    static const char role[] =
+        "data: {\"id\":\"chatcmpl-mock\",\"object\":\"chat.completion.chunk\",\"choices\":"
+        "[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},"
+        "\"finish_reason\":null}]}\n\n";
+    (void)m;
+    http_reply_head(l->ex, 200, HTTP_UNKNOWN_LENGTH);
+    http_reply_field(l->ex, "Content-Type", HTTP_SLICE("text/event-stream; charset=utf-8"));
+    if (is_chat(l))
+        send_text(l, role, sizeof role - 1, false);
+}
+
+static void on_token(void *ctx, uint32_t h, uint32_t n)
+{
+    struct mock *m = ctx;
+    struct live *l = &m->live[h];
+    int64_t now = now_ps(m);
+    if (l->last_ps < 0) {
+        m->ttft_count++;
+        m->ttft_sum_s += (double)(now - l->arrived_ps) / (double)PS_PER_S;
+    } else {
+        m->itl_count += n;
+        m->itl_sum_s += (double)(now - l->last_ps) / (double)PS_PER_S;
+    }
+    l->last_ps = now;
+    l->out += n;
+    if (!l->ex || !l->q.stream)
+        return;
+    if (!http_reply_started(l->ex))
+        start_stream(m, l);
+    if (l->cut && l->out * 2 > l->limit) { /* the fault of a stream cut in the middle */
+        struct http_exchange *ex = l->ex;
+        l->ex = NULL;
+        http_exchange_abort(ex);
+        mock_engine_abort(m->engine, now, h);
+        live_free(m, h);
+        return;
+    }
+    send_event(m, l, " tok", l->out == l->limit ? "\"length\"" : "null");
+}
+
+static int usage_text(const struct live *l, uint32_t cached, char *out, size_t cap)
+{
+    return snprintf(out, cap,
+                    "\"usage\":{\"prompt_tokens\":%u,\"completion_tokens\":%u,\"total_tokens\":%u,"
+                    "\"prompt_tokens_details\":{\"cached_tokens\":%u}}",
+                    l->prompt_tok, l->out, l->prompt_tok + l->out, cached);
+}
+
+static void end_stream(struct live *l, uint32_t cached)
+{
+    char usage[256], text[512];
+    int n = 0;
+    usage_text(l, cached, usage, sizeof usage);
+    if (l->q.include_usage)
+        n = snprintf(text, sizeof text, "data: {\"choices\":[],%s}\n\n", usage);
+    n += snprintf(text + n, sizeof text - (size_t)n, "data: [DONE]\n\n");
+    send_text(l, text, (size_t)n, true);
+}
+
+/* The whole answer at once; params: kv_transfer_params, or "". */
+static void reply_document(struct mock *m, struct live *l, uint32_t cached, const char *params)
+{
+    size_t cap = 2048 + 4 * (size_t)l->out, n;
+    char *text = malloc(cap), usage[256];
+    if (!text) {
+        refuse(l->ex, 503, "out of memory");
+        return;
+    }
+    usage_text(l, cached, usage, sizeof usage);
+    n = (size_t)snprintf(
+        text, cap,
+        is_chat(l)
+            ? "{\"id\":\"chatcmpl-mock\",\"object\":\"chat.completion\",\"model\":\"%.200s\",\"choices\":"
+              "[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\""
+            : "{\"id\":\"cmpl-mock\",\"object\":\"text_completion\",\"model\":\"%.200s\",\"choices\":"
+              "[{\"index\":0,\"text\":\"",
+        m->model);
+    for (uint32_t i = 0; i < l->out; i++) {
+        memcpy(text + n, " tok", 4);
+        n += 4;
+    }
+    n += (size_t)snprintf(text + n, cap - n, "\"%s,\"finish_reason\":\"length\"}],%s%s}",
+                          is_chat(l) ? "}" : "", usage, params);
+    http_reply(l->ex, 200, "application/json", (struct http_slice){text, n});
+    free(text);
+}
+
+static void on_done(void *ctx, uint32_t h, const struct engine_record *record)
+{
+    struct mock *m = ctx;
+    struct live *l = &m->live[h];
+    if (l->ex && l->q.stream)
+        end_stream(l, record->reused_tok);
+    else if (l->ex)
+        reply_document(m, l, record->reused_tok, "");
+    live_free(m, h);
+}
+
+/* The KV waits to be pulled: the answer says where. It is held until the decode side asks for it. */
+static void on_prefilled(void *ctx, uint32_t h, const struct engine_record *record)
+{
+    struct mock *m = ctx;
+    struct live *l = &m->live[h];
+    char params[400];
+    l->held = true;
+    if (!l->ex)
+        return;
+    l->out = 1;
+    snprintf(
+        params, sizeof params,
+        ",\"kv_transfer_params\":{\"do_remote_prefill\":true,\"do_remote_decode\":false,\"remote_block_ids\":[[1]],"
+        "\"remote_engine_id\":\"mock\",\"remote_host\":\"127.0.0.1\",\"remote_port\":%u,\"remote_handle\":%u}",
+        http_server_port(m->server), h);
+    reply_document(m, l, record->reused_tok, params);
+    l->ex = NULL;
+}
+
+static const struct mock_ops engine_ops = {
+    .token = on_token, .done = on_done, .prefilled = on_prefilled};
+
+static unsigned transfer_flags(struct http_slice body)
+{
+    struct json_slice v, flag;
+    if (!json_member(body.s, body.len, "kv_transfer_params", &v))
+        return 0;
+    if (json_member(v.s, v.len, "do_remote_decode", &flag) && flag.len == 4)
+        return ENGINE_PREFILL_ONLY;
+    if (json_member(v.s, v.len, "do_remote_prefill", &flag) && flag.len == 4)
+        return ENGINE_REMOTE_KV;
+    return 0;
+}
+
+static void submit(struct mock *m, uint32_t h, unsigned flags)
+{
+    struct live *l = &m->live[h];
+    struct request_spec s = {
+        .uid = ++m->uid,
+        .prompt_tok = l->prompt_tok,
+        .output_tok = l->limit,
+        .max_tokens = l->limit,
+        .priority = l->q.priority,
+        .arrival_ps = l->arrived_ps,
+        .keys = l->keys,
+        .n_keys = l->keys ? l->q.n_keys : 0,
+        .key_tok =
+            l->keys ? (l->q.key_tok ? l->q.key_tok : OPENAI_CHUNK_BYTES / BYTES_PER_TOK) : 0};
+    int rc = mock_engine_submit(m->engine, l->arrived_ps, &s, h, flags);
+    if (!rc) {
+        go_on(m);
+        return;
+    }
+    struct http_exchange *ex = l->ex;
+    live_free(m, h);
+    refuse(ex, 400, "the prompt and max_tokens are larger than this engine's context or KV cache");
+}
+
+static void generate(struct mock *m, struct http_exchange *ex, enum openai_endpoint endpoint)
+{
+    struct http_slice body = http_request_body(ex);
+    char error[OPENAI_ERROR_BYTES];
+    const char *param;
+    struct openai_request q;
+    m->requests++;
+    if (openai_request_read(m->reader, endpoint, body.s, body.len, &q, error, &param)) {
+        refuse(ex, 400, error);
+        return;
+    }
+    if (q.model[0] && strcmp(q.model, m->model)) {
+        refuse(ex, 404, "the model does not exist");
+        return;
+    }
+    if (m->fault == MOCK_ERROR && rng_unit(&m->rng) < m->fault_share) {
+        refuse(ex, 503, "a fault that was asked for");
+        return;
+    }
+    uint32_t h = live_new(m);
+    if (h == NONE) {
+        refuse(ex, 503, "too many requests at once");
+        return;
+    }
+    struct live *l = &m->live[h];
+    l->ex = ex;
+    l->q = q;
+    l->arrived_ps = now_ps(m);
+    l->limit = q.max_tokens ? q.max_tokens : DEFAULT_MAX_TOKENS;
+    l->prompt_tok = q.prompt_tok ? q.prompt_tok : (uint32_t)(q.prompt_bytes / BYTES_PER_TOK + 1);
+    l->cut = m->fault == MOCK_CUT && rng_unit(&m->rng) < m->fault_share;
+    if (q.n_keys && (l->keys = malloc(q.n_keys * sizeof *l->keys)))
+        memcpy(l->keys, q.keys, q.n_keys * sizeof *l->keys);
+    if (!q.key_tok && l->keys) /* keys never reach beyond the prompt */
+        l->q.n_keys = q.n_keys < l->prompt_tok * BYTES_PER_TOK / OPENAI_CHUNK_BYTES
+                          ? q.n_keys
+                          : l->prompt_tok * BYTES_PER_TOK / OPENAI_CHUNK_BYTES;
+    http_exchange_set_user(ex, (void *)(uintptr_t)(h + 1));
+    unsigned flags = transfer_flags(body);
+    http_exchange_release(ex);
+    submit(m, h, flags);
+}
+
+/* ---- the other paths */
+
+static void reply_metrics(struct mock *m, struct http_exchange *ex)
+{
+    struct engine_load load;
+    struct engine_stats st;
+    const struct engine *e = mock_engine_inner(m->engine);
+    char text[4096];
+    engine_get_load(e, now_ps(m), &load);
+    engine_get_stats(e, &st);
+    double used = load.kv_total_blocks ? (double)load.kv_used_blocks / load.kv_total_blocks : 0;
+    int n = snprintf(text, sizeof text,
+                     "vllm:num_requests_running{engine=\"0\",model_name=\"%s\"} %u\n"
+                     "vllm:num_requests_waiting{engine=\"0\",model_name=\"%s\"} %u\n"
+                     "vllm:kv_cache_usage_perc{engine=\"0\",model_name=\"%s\"} %.6f\n"
+                     "vllm:cache_config_info{block_size=\"%u\",num_gpu_blocks=\"%u\"} 1\n"
+                     "vllm:num_preemptions_total{engine=\"0\"} %" PRIu64 "\n"
+                     "vllm:prompt_tokens_total{engine=\"0\"} %" PRIu64
+                     "\nvllm:generation_tokens_total{engine=\"0\"} %" PRIu64 "\n"
+                     "vllm:prefix_cache_hits_total{engine=\"0\"} %" PRIu64 "\n"
+                     "vllm:prefix_cache_queries_total{engine=\"0\"} %" PRIu64 "\n"
+                     "vllm:time_to_first_token_seconds_sum{engine=\"0\"} %.6f\n"
+                     "vllm:time_to_first_token_seconds_count{engine=\"0\"} %" PRIu64 "\n"
+                     "vllm:inter_token_latency_seconds_sum{engine=\"0\"} %.6f\n"
+                     "vllm:inter_token_latency_seconds_count{engine=\"0\"} %" PRIu64 "\n"
+                     "vllm:iteration_tokens_total_count{engine=\"0\"} %" PRIu64 "\n",
+                     m->model, load.running, m->model, load.waiting, m->model, used,
+                     engine_config_of(e)->block_size, engine_config_of(e)->num_gpu_blocks,
+                     st.preemptions, st.prompt_tok + st.reused_tok, st.output_tok, st.reused_tok,
+                     st.prompt_tok + st.reused_tok, m->ttft_sum_s, m->ttft_count, m->itl_sum_s,
+                     m->itl_count, st.passes);
+    http_reply(ex, 200, "text/plain; version=0.0.4", (struct http_slice){text, (size_t)n});
+}
+
+static void set_fault(struct mock *m, struct http_exchange *ex)
+{
+    static const char *const names[] = {"none", "hang", "slow", "error", "cut", "crash"};
+    struct http_slice body = http_request_body(ex);
+    yyjson_doc *doc = yyjson_read(body.s, body.len, 0);
+    yyjson_val *root = yyjson_doc_get_root(doc);
+    const char *kind = yyjson_get_str(yyjson_obj_get(root, "kind"));
+    yyjson_val *factor = yyjson_obj_get(root, "factor"), *share = yyjson_obj_get(root, "share");
+    int found = -1;
+    for (int i = 0; kind && i < 6; i++) {
+        if (!strcmp(kind, names[i]))
+            found = i;
+    }
+    double f = factor ? yyjson_get_num(factor) : 1;
+    m->fault_share = share ? yyjson_get_num(share) : 1;
+    yyjson_doc_free(doc);
+    if (found < 0 || !(f > 0 && f <= 1000)) {
+        refuse(ex, 400,
+               "kind must be none, hang, slow, error, cut or crash; factor from 0 to 1000");
+        return;
+    }
+    m->fault = (enum fault_kind_mock)found;
+    mock_engine_slow(m->engine, m->fault == MOCK_SLOW ? f : 1);
+    if (m->fault == MOCK_CRASH)
+        _exit(70); /* as if killed: no goodbye */
+    http_reply(ex, 200, "application/json", HTTP_SLICE("{\"ok\":true}"));
+    if (mock_engine_stepping(m->engine) && m->fault != MOCK_HANG &&
+        !uv_is_active((uv_handle_t *)&m->step))
+        uv_timer_start(&m->step, on_step, 0, 0); /* the step that hung goes on */
+    else
+        go_on(m);
+}
+
+static bool at(struct http_slice path, const char *text)
+{
+    return strlen(text) == path.len && !memcmp(path.s, text, path.len);
+}
+
+static void on_request(void *user, struct http_exchange *ex)
+{
+    struct mock *m = user;
+    const struct http_head *head = http_request_head(ex);
+    struct http_slice path = http_target(head);
+    enum openai_endpoint endpoint = openai_endpoint_of(path.s, path.len);
+    char text[OPENAI_NAME_BYTES + 128];
+    if (head->method == HTTP_M_POST &&
+        (endpoint == OPENAI_CHAT || endpoint == OPENAI_COMPLETIONS)) {
+        generate(m, ex, endpoint);
+    } else if (head->method == HTTP_M_POST && at(path, "/mock/fault")) {
+        set_fault(m, ex);
+    } else if (at(path, "/health")) {
+        http_reply(ex, 200, NULL, HTTP_SLICE(""));
+    } else if (at(path, "/metrics")) {
+        reply_metrics(m, ex);
+    } else if (endpoint == OPENAI_MODELS) {
+        int n = snprintf(
+            text, sizeof text,
+            "{\"object\":\"list\",\"data\":[{\"id\":\"%s\",\"object\":\"model\",\"owned_by\":\"weir\"}]}",
+            m->model);
+        http_reply(ex, 200, "application/json", (struct http_slice){text, (size_t)n});
+    } else {
+        refuse(
+            ex, 404,
+            "this mock engine has /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics");
+    }
+}
+
+static void on_gone(void *user, struct http_exchange *ex, enum http_gone why)
+{
+    struct mock *m = user;
+    uintptr_t id = (uintptr_t)http_exchange_user(ex);
+    (void)why;
+    if (!id)
+        return;
+    uint32_t h = (uint32_t)(id - 1);
+    mock_engine_abort(m->engine, now_ps(m), h);
+    live_free(m, h);
+}
+
+static const struct http_server_ops server_ops = {.request = on_request, .gone = on_gone};
+
+/* ---- options and life */
+
+static const char help[] =
+    "usage: weir mock [OPTIONS]\n"
+    "\n"
+    "An OpenAI-compatible engine without a model: it schedules, caches prefixes and takes as long as a real one would,\n"
+    "by step times of its own. For trying `weir serve` without a GPU, and for breaking things on purpose.\n"
+    "\n"
+    "      --port N             on 127.0.0.1 (8001); 0: the system chooses\n"
+    "      --host ADDRESS       (127.0.0.1)\n"
+    "      --model NAME         (mock)\n"
+    "      --profile NAME       step times: a name in deploy/profiles or a file (Llama-3.1-8B on one H100)\n"
+    "      --scale X            steps take X times as long (1)\n"
+    "      --jitter X           relative standard deviation of a step, 0 to 0.5 (0.03)\n"
+    "      --seed N             (1)\n"
+    "      --num-gpu-blocks N, --block-size N, --max-num-seqs N, --max-num-batched-tokens N, --max-model-len N\n"
+    "                           as in a serve command of vLLM (27000, 16, 256, 8192, none)\n"
+    "  -h, --help\n"
+    "\n"
+    "POST /mock/fault {\"kind\": \"hang\"}: stops generating but answers /health; slow (factor), error (share of requests\n"
+    "that get a 503), cut (share of streams that end in the middle), crash, none.\n";
+
+enum {
+    M_PORT = 256,
+    M_HOST,
+    M_MODEL,
+    M_PROFILE,
+    M_SCALE,
+    M_JITTER,
+    M_SEED,
+    M_BLOCKS,
+    M_BLOCK,
+    M_SEQS,
+    M_TOKENS,
+    M_LEN
+};
+
+static const struct option long_options[] = {
+    {"port", required_argument, NULL, M_PORT},
+    {"host", required_argument, NULL, M_HOST},
+    {"model", required_argument, NULL, M_MODEL},
+    {"profile", required_argument, NULL, M_PROFILE},
+    {"scale", required_argument, NULL, M_SCALE},
+    {"jitter", required_argument, NULL, M_JITTER},
+    {"seed", required_argument, NULL, M_SEED},
+    {"num-gpu-blocks", required_argument, NULL, M_BLOCKS},
+    {"block-size", required_argument, NULL, M_BLOCK},
+    {"max-num-seqs", required_argument, NULL, M_SEQS},
+    {"max-num-batched-tokens", required_argument, NULL, M_TOKENS},
+    {"max-model-len", required_argument, NULL, M_LEN},
+    {"help", no_argument, NULL, 'h'},
+    {NULL, 0, NULL, 0},
+};
+
+struct settings {
+    struct mock_options engine;
+    const char *host, *model, *profile;
+    uint32_t port;
+    double scale;
+};
+
+__attribute__((format(printf, 1, 2))) static int complain(const char *format, ...)
+{
+    va_list args;
+    fputs("weir mock: ", stderr);
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    fputc('\n', stderr);
+    return 2;
+}
+
+static int whole(const char *name, uint32_t min, uint32_t max, uint32_t *out)
+{
+    char *end;
+    errno = 0;
+    unsigned long long x = strtoull(optarg, &end, 10);
+    if (*optarg < '0' || *optarg > '9' || *end || errno || x < min || x > max)
+        return complain("--%s takes a whole number from %u to %u, not '%s'", name, min, max,
+                        optarg);
+    *out = (uint32_t)x;
+    return 0;
+}
+
+static int real(const char *name, double min, double max, double *out)
+{
+    char *end;
+    *out = strtod(optarg, &end);
+    if (!*optarg || *end || !(*out >= min && *out <= max))
+        return complain("--%s takes a number from %g to %g, not '%s'", name, min, max, optarg);
+    return 0;
+}
+
+static int read_option(struct settings *s, int opt)
+{
+    struct engine_config *e = &s->engine.engine;
+    uint32_t seed = 0;
+    int rc;
+    switch (opt) {
+    case M_PORT: return whole("port", 0, 65535, &s->port);
+    case M_HOST: s->host = optarg; return 0;
+    case M_MODEL:
+        s->model = optarg;
+        return strlen(optarg) < 200 && !strpbrk(optarg, "\"\\\n") && *optarg
+                   ? 0
+                   : complain("--model takes a name of 1 to 199 bytes without quotes");
+    case M_PROFILE: s->profile = optarg; return 0;
+    case M_SCALE: return real("scale", 1e-3, 1e3, &s->scale);
+    case M_JITTER: return real("jitter", 0, 0.5, &s->engine.jitter);
+    case M_SEED:
+        rc = whole("seed", 0, UINT32_MAX, &seed);
+        s->engine.seed = seed;
+        return rc;
+    case M_BLOCKS: return whole("num-gpu-blocks", 2, ENGINE_MAX_BLOCKS, &e->num_gpu_blocks);
+    case M_BLOCK: return whole("block-size", 1, ENGINE_MAX_BLOCK_SIZE, &e->block_size);
+    case M_SEQS: return whole("max-num-seqs", 1, ENGINE_MAX_SEQS, &e->max_num_seqs);
+    case M_TOKENS:
+        return whole("max-num-batched-tokens", 1, ENGINE_MAX_TOKENS, &e->max_num_batched_tokens);
+    case M_LEN: return whole("max-model-len", 1, ENGINE_MAX_TOKENS, &e->max_model_len);
+    case 'h': fputs(help, stdout); return -1;
+    default: return complain("see weir mock --help");
+    }
+}
+
+static int read_physics(struct settings *s)
+{
+    struct stack stack;
+    struct step_params p;
+    struct profile_dirs dirs;
+    char error[STACK_ERROR_BYTES];
+    const char *why = NULL;
+    uint32_t gpus;
+    stack_default(&stack, 1);
+    p = stack.pools[0].step;
+    stack_deinit(&stack);
+    profile_dirs_init(&dirs);
+    if (s->profile && profile_find(&p, &s->engine.engine.kv_bytes_per_token, &gpus, s->profile, "",
+                                   dirs.list, "--profile", error))
+        return complain("%s", error);
+    p.scale = (p.scale > 0 ? p.scale : 1) * s->scale;
+    if (step_model_init(&s->engine.engine.step, &p, &why) ||
+        engine_config_check(&s->engine.engine, &why))
+        return complain("%s", why);
+    return 0;
+}
+
+static void on_signal(uv_signal_t *handle, int number)
+{
+    struct mock *m = handle->data;
+    (void)number;
+    http_server_close(m->server);
+    uv_close((uv_handle_t *)&m->step, NULL);
+    uv_close((uv_handle_t *)&m->term, NULL);
+    uv_close((uv_handle_t *)&m->intr, NULL);
+    http_loop_free(m->http);
+}
+
+static int open_all(struct mock *m, const struct settings *s)
+{
+    struct http_server_options o;
+    char error[HTTP_ERROR_BYTES];
+    m->engine = mock_engine_new(&s->engine, &engine_ops, m);
+    m->reader = openai_reader_new();
+    m->live = calloc(MOCK_MAX_REQUESTS, sizeof *m->live);
+    if (!m->engine || !m->reader || !m->live || uv_loop_init(&m->uv) ||
+        !(m->http = http_loop_new(&m->uv)))
+        return complain("out of memory");
+    m->free_live = NONE;
+    m->start_ns = uv_hrtime();
+    rng_init(&m->rng, s->engine.seed);
+    snprintf(m->model, sizeof m->model, "%s", s->model);
+    http_server_defaults(&o);
+    o.host = s->host;
+    o.port = (uint16_t)s->port;
+    m->server = http_server_new(m->http, &o, &server_ops, m, error);
+    if (!m->server)
+        return complain("%s", error);
+    uv_timer_init(&m->uv, &m->step);
+    uv_signal_init(&m->uv, &m->term);
+    uv_signal_init(&m->uv, &m->intr);
+    m->step.data = m->term.data = m->intr.data = m;
+    uv_signal_start(&m->term, on_signal, SIGTERM);
+    uv_signal_start(&m->intr, on_signal, SIGINT);
+    return 0;
+}
+
+int mock_main(int argc, char **argv)
+{
+    static struct mock m;
+    struct settings s = {.host = "127.0.0.1", .model = "mock", .port = 8001, .scale = 1};
+    int opt, rc = 0;
+    engine_config_default(&s.engine.engine, SCHED_VLLM);
+    s.engine.engine.num_gpu_blocks = 27000;
+    s.engine.engine.block_size = 16;
+    s.engine.jitter = 0.03;
+    s.engine.seed = 1;
+    optind = 1;
+    while (!rc && (opt = getopt_long(argc, argv, "h", long_options, NULL)) != -1)
+        rc = read_option(&s, opt);
+    if (!rc && optind < argc)
+        rc = complain("'%s' is not an option (see weir mock --help)", argv[optind]);
+    if (!rc)
+        rc = read_physics(&s);
+    if (!rc)
+        rc = open_all(&m, &s);
+    if (rc)
+        return rc < 0 ? 0 : rc;
+    signal(SIGPIPE, SIG_IGN);
+    printf("weir mock: %s on %s:%u\n", m.model, s.host, http_server_port(m.server));
+    fflush(stdout);
+    uv_run(&m.uv, UV_RUN_DEFAULT);
+    uv_loop_close(&m.uv);
+    for (uint32_t i = 0; i < m.n_live; i++)
+        free(m.live[i].keys);
+    mock_engine_free(m.engine);
+    openai_reader_free(m.reader);
+    free(m.live);
+    return 0;
+}
