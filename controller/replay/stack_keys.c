@@ -349,6 +349,38 @@ static const struct key *key_elsewhere(const char *plain)
     return NULL;
 }
 
+/* Flags that a serve command often has beside those of the table: where what they say is said here.
+ * NULL: none of them. */
+static const char *other_flag(const char *plain)
+{
+    static const struct {
+        const char *flags, *advice;
+    } others[] = {
+        {"tensor_parallel_size tp_size tp pipeline_parallel_size pp_size enable_expert_parallel ep_size "
+         "quantization dtype enforce_eager model model_path",
+         "the step times have it: choose a profile of such a system, and remove the flag"},
+        {"gpu_memory_utilization mem_fraction_static kv_cache_free_gpu_mem_fraction "
+         "free_gpu_memory_fraction kv_cache_memory_bytes max_total_tokens",
+         "only the capacity counts: write num_gpu_blocks as the engine logs it, and remove the flag"},
+        {"kv_cache_dtype",
+         "num_gpu_blocks and kv_bytes_per_token have it: write those, and remove the flag"},
+        {"speculative_config speculative_algorithm num_speculative_tokens speculative_num_draft_tokens",
+         "speculation belongs to the step times: pools[].step.spec_gamma and spec_accept"},
+        {"host port served_model_name trust_remote_code seed uvicorn_log_level api_key download_dir "
+         "tokenizer chat_template tool_call_parser reasoning_parser enable_auto_tool_choice "
+         "disable_log_requests enable_metrics log_level kv_events_config kv_transfer_config",
+         "it has no effect on a simulation: remove the flag"},
+    };
+    char word[WORD_BYTES];
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        for (const char *at = others[i].flags; (at = word_next(at, word));) {
+            if (strcmp(word, plain) == 0)
+                return others[i].advice;
+        }
+    }
+    return NULL;
+}
+
 void key_suggest(enum key_scope scope, const char *prefix, const char *name, char *out, size_t n)
 {
     char plain[WORD_BYTES], words[4096] = "", near[WORD_BYTES];
@@ -359,6 +391,11 @@ void key_suggest(enum key_scope scope, const char *prefix, const char *name, cha
             word_add(words, sizeof words, own);
     }
     const struct key *other = scope == SCOPE_PROFILE ? NULL : key_elsewhere(plain);
+    const char *advice = scope == SCOPE_ENGINE ? other_flag(plain) : NULL;
+    if (advice) {
+        (void)snprintf(out, n, "%s", advice);
+        return;
+    }
     if (word_nearest(words, plain, 1, near, sizeof near)) {
         (void)snprintf(out, n, "did you mean %s?", near);
     } else if (other) {
