@@ -807,7 +807,11 @@ static void report_workers(struct replay *r, uint64_t *passes)
                                       .output_tok = st.output_tok,
                                       .reused_tok = st.reused_tok,
                                       .preemptions = st.preemptions,
-                                      .passes = st.passes};
+                                      .passes = st.passes,
+                                      .host_tok = st.host_tok,
+                                      .shared_tok = st.shared_tok,
+                                      .stored_tok = st.stored_tok,
+                                      .not_stored_tok = st.not_stored_tok};
             report_worker(r->report, k, &w);
             *passes += st.passes;
         }

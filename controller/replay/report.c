@@ -449,6 +449,29 @@ static void put_totals(struct json *j, const struct report *r, bool canonical)
     put_real(j, "total_throughput_tok_s", per_second(r, tokens));
 }
 
+static bool pool_has_tiers(const struct stack_pool *p)
+{
+    return p->worker.engine.num_host_blocks || p->worker.engine.num_shared_blocks;
+}
+
+/* Prompt and answer tokens that came from below the GPU, as shares of all prompt tokens; part of what was
+ * reused. Only of stacks that have tiers. */
+static void put_tiers(struct json *j, const struct report *r)
+{
+    uint64_t host = 0, shared = 0;
+    bool any = false;
+    for (uint32_t p = 0; p < r->info.stack->n_pools; p++)
+        any |= pool_has_tiers(&r->info.stack->pools[p]);
+    if (!any)
+        return;
+    for (uint32_t i = 0; i < r->info.n_workers; i++) {
+        host += r->workers[i].host_tok;
+        shared += r->workers[i].shared_tok;
+    }
+    put_real(j, "host_cache_reused_ratio", ratio((double)host, (double)r->prompt_tok));
+    put_real(j, "shared_cache_reused_ratio", ratio((double)shared, (double)r->prompt_tok));
+}
+
 static void put_quality(struct json *j, const struct report *r)
 {
     const struct stack *s = r->info.stack;
@@ -465,6 +488,7 @@ static void put_quality(struct json *j, const struct report *r)
              ratio((double)r->reused_all_tok, (double)r->prompt_tok));
     put_real(j, "first_admission_prefix_cache_reused_ratio",
              ratio((double)r->reused_tok, (double)r->prompt_tok));
+    put_tiers(j, r);
     put_count(j, "preemptions", r->preemptions);
     put_count(j, "retries", r->retries);
     put_count(j, "bad_rows", r->run.bad_rows);
@@ -505,6 +529,7 @@ static double busy_seconds(const struct report *r, enum worker_role role)
 struct load {
     double busy_s, up_s;
     uint64_t workers, requests, prompt_tok, output_tok, reused_tok, preemptions, passes;
+    uint64_t host_tok, shared_tok, stored_tok, not_stored_tok;
 };
 
 static void add_load(struct load *l, const struct report_worker *w)
@@ -518,9 +543,13 @@ static void add_load(struct load *l, const struct report_worker *w)
     l->reused_tok += w->reused_tok;
     l->preemptions += w->preemptions;
     l->passes += w->passes;
+    l->host_tok += w->host_tok;
+    l->shared_tok += w->shared_tok;
+    l->stored_tok += w->stored_tok;
+    l->not_stored_tok += w->not_stored_tok;
 }
 
-static void put_load(struct json *j, const struct load *l)
+static void put_load(struct json *j, const struct load *l, const struct stack_pool *p)
 {
     put_real(j, "busy_s", l->busy_s);
     put_real(j, "up_s", l->up_s);
@@ -531,6 +560,12 @@ static void put_load(struct json *j, const struct load *l)
     put_count(j, "reused_tok", l->reused_tok);
     put_count(j, "preemptions", l->preemptions);
     put_count(j, "passes", l->passes);
+    if (!pool_has_tiers(p))
+        return;
+    put_count(j, "host_loaded_tok", l->host_tok);
+    put_count(j, "shared_loaded_tok", l->shared_tok);
+    put_count(j, "stored_tok", l->stored_tok);
+    put_count(j, "not_stored_tok", l->not_stored_tok);
 }
 
 static void put_pool(struct json *j, const struct report *r, uint32_t pool)
@@ -545,7 +580,7 @@ static void put_pool(struct json *j, const struct report *r, uint32_t pool)
     put_text(j, "role", report_role_name(p->worker.engine.role));
     put_count(j, "workers", l.workers);
     put_count(j, "gpus", l.workers * gpus_of(r, pool));
-    put_load(j, &l);
+    put_load(j, &l, p);
     close_inline(j);
 }
 
@@ -560,7 +595,7 @@ static void put_worker(struct json *j, const struct report *r, uint32_t worker)
     put_text(j, "pool", p->name);
     put_text(j, "role", report_role_name(p->worker.engine.role));
     put_count(j, "gpus", gpus_of(r, w->pool));
-    put_load(j, &l);
+    put_load(j, &l, p);
     close_inline(j);
 }
 

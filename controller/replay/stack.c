@@ -11,6 +11,7 @@
 #include "controller/replay/profile.h"
 #include "controller/replay/stack_keys.h"
 #include "controller/replay/words.h"
+#include "predictor/shared_tier.h"
 #include "predictor/units.h"
 
 #define WHERE_BYTES 512
@@ -570,6 +571,24 @@ static bool pools_sound(const struct stack *s, char *what)
     return false;
 }
 
+/* Pools with num_shared_blocks have one store together. */
+static bool store_sound(const struct stack *s, uint32_t i, char *what)
+{
+    const struct engine_config *e = &s->pools[i].worker.engine;
+    uint32_t j = 0;
+    while (j < i && !s->pools[j].worker.engine.num_shared_blocks)
+        j++;
+    if (!e->num_shared_blocks || j == i || shared_tier_same(&s->pools[j].worker.engine, e))
+        return true;
+    (void)snprintf(
+        what, WHAT_BYTES,
+        "pools[%" PRIu32 "].engine: its shared store differs from that of pools[%" PRIu32
+        "], and there is one for all; give both the same num_shared_blocks, shared_first_byte_ms, "
+        "shared_read_gb_s, shared_write_gb_s, block_size and kv_bytes_per_token",
+        i, j);
+    return false;
+}
+
 static uint32_t count_workers(const struct stack *s)
 {
     uint32_t n = 0;
@@ -679,7 +698,7 @@ static int check_whole(const struct stack *s, const struct ytree_node *root, con
     char what[WHAT_BYTES];
     struct domains domains;
     for (uint32_t i = 0; i < s->n_pools; i++) {
-        if (!pool_sound(s, i, what))
+        if (!pool_sound(s, i, what) || !store_sound(s, i, what))
             return broken(name, line_of(root, "pools", i), what, error);
     }
     if (!pools_sound(s, what))

@@ -79,7 +79,7 @@ const struct key stack_keys[] = {
     {SCOPE_STACK, KEY_CHOICE, "transfer", .choices = "full_prompt destination_missing", .def = "full_prompt",
      STACK_AT(transfer), .help = "KV that is moved: the whole prompt, or what the decode worker has not cached"},
     {SCOPE_STACK, KEY_MS, "kv_lease_ms", .unit = "ms", .min = 1e-6, .max = MS_MAX, .none = true, .def = "none",
-     STACK_AT(kv_lease_ps), .help = "how long the prefill side keeps KV that nobody has fetched"},
+     STACK_AT(kv_lease_ps), .help = "how long the prefill side keeps KV; a pull that ends later is lost, and the request tried again"},
 
     {SCOPE_STACK, KEY_INNER, "policy_params", .default_note = "each policy's own",
      .help = "{POLICY: {PARAMETER: number}}, for example {sticky: {affinity: 0.8}}"},
@@ -107,7 +107,7 @@ const struct key stack_keys[] = {
      .help = "failure domain path, as rack0/node{i/8}/gpu{i}; {i} is the worker's index in the pool, {i/8} that "
              "divided by 8"},
     {SCOPE_POOL, KEY_U32, "gpus", .unit = "GPUs", .min = 1, .max = 65536, .def = "1",
-     POOL_AT(worker.gpus), .default_note = "the profile's, else 1", .help = "GPUs of one worker, for GPU-hours"},
+     POOL_AT(worker.gpus), .default_note = "the profile's, else 1", .help = "GPUs of one worker (all dp_size ranks), for GPU-hours"},
 
     /* ---- pools[].engine ---- */
     {SCOPE_ENGINE, KEY_CHOICE, "scheduler", .aliases = "backend", .choices = "vllm sglang trtllm dynosim",
@@ -119,7 +119,7 @@ const struct key stack_keys[] = {
      .max = ENGINE_MAX_BLOCK_SIZE, ENGINE_AT(block_size), .help = "tokens of one KV block (sglang: page)"},
     {SCOPE_ENGINE, KEY_U32, "num_gpu_blocks", .aliases = "num_gpu_blocks_override", .unit = "blocks", .min = 1,
      .max = ENGINE_MAX_BLOCKS, ENGINE_AT(num_gpu_blocks),
-     .help = "KV capacity as the engine logs it at start-up; do not compute it"},
+     .help = "KV capacity as the engine logs it at start-up (with dp_size: of one rank); do not compute it"},
     {SCOPE_ENGINE, KEY_U32, "max_num_seqs", .aliases = "max_running_requests max_batch_size", .unit = "requests",
      .min = 1, .max = ENGINE_MAX_SEQS, ENGINE_AT(max_num_seqs), .help = "requests that run at the same time"},
     {SCOPE_ENGINE, KEY_U32, "max_num_batched_tokens", .aliases = "max_num_tokens", .unit = "tokens", .min = 1,
@@ -153,15 +153,15 @@ const struct key stack_keys[] = {
     {SCOPE_ENGINE, KEY_CHOICE, "dynosim_version", .choices = "1.4.2 1.6.1", .only = DYNOSIM,
      ENGINE_AT(dynosim_version), .help = "which version of the peer simulator to follow"},
     {SCOPE_ENGINE, KEY_U32, "num_host_blocks", .aliases = "num_cpu_blocks", .unit = "blocks",
-     .max = ENGINE_MAX_BLOCKS, ENGINE_AT(num_host_blocks), .help = "KV blocks kept in host memory; 0: off"},
+     .max = ENGINE_MAX_BLOCKS, ENGINE_AT(num_host_blocks), .help = "KV blocks kept in host memory by each engine (by each rank with dp_size); 0: off"},
     {SCOPE_ENGINE, KEY_REAL, "h2d_bandwidth_gb_s", .unit = "GB/s", .max = ENGINE_MAX_GB_S,
      ENGINE_AT(h2d_bandwidth_gb_s), .help = "host to GPU; 0: no limit"},
     {SCOPE_ENGINE, KEY_REAL, "d2h_bandwidth_gb_s", .unit = "GB/s", .max = ENGINE_MAX_GB_S,
      ENGINE_AT(d2h_bandwidth_gb_s), .help = "GPU to host; 0: no limit"},
     {SCOPE_ENGINE, KEY_U32, "num_shared_blocks", .unit = "blocks", .max = ENGINE_MAX_BLOCKS,
-     ENGINE_AT(num_shared_blocks), .help = "KV blocks in a store shared by all workers; 0: off"},
+     ENGINE_AT(num_shared_blocks), .help = "KV blocks in one store that all workers share which set this; 0: off"},
     {SCOPE_ENGINE, KEY_REAL, "shared_first_byte_ms", .unit = "ms", .max = ENGINE_MAX_FIRST_BYTE_MS,
-     ENGINE_AT(shared_first_byte_ms), .help = "latency of the shared store"},
+     ENGINE_AT(shared_first_byte_ms), .help = "latency of a read or write of the shared store, besides its bandwidth"},
     {SCOPE_ENGINE, KEY_REAL, "shared_read_gb_s", .unit = "GB/s", .max = ENGINE_MAX_GB_S,
      ENGINE_AT(shared_read_gb_s), .help = "read bandwidth of the shared store, all workers together; 0: no limit"},
     {SCOPE_ENGINE, KEY_REAL, "shared_write_gb_s", .unit = "GB/s", .max = ENGINE_MAX_GB_S,
@@ -171,7 +171,7 @@ const struct key stack_keys[] = {
      .help = "KV of one token over all layers, for transfers and tiers; 0: they take no time"},
     {SCOPE_ENGINE, KEY_U32, "dp_size", .aliases = "data_parallel_size", .unit = "ranks", .min = 1,
      .max = ENGINE_MAX_DP, ENGINE_AT(dp_size),
-     .help = "attention data-parallel ranks behind one worker, in step with each other"},
+     .help = "attention data-parallel ranks behind one worker, in step with each other; all limits are those of one"},
 
     /* ---- step ---- */
     {SCOPE_STEP, KEY_CHOICE, "form", .choices = "linear table fixed polynomial", .def = "linear",
@@ -245,7 +245,7 @@ const struct key stack_keys[] = {
      .default_note = "this or worker", .help = "whom: every worker at or below this failure domain"},
     {SCOPE_FAULT, KEY_CHOICE, "kind", .choices = "down up slow drain", FAULT_AT(kind), .default_note = "required",
      .help = "down: dies, with its requests and KV; up: starts again, empty; slow: steps take `factor` times as "
-             "long; drain: takes no new requests"},
+             "long; drain: takes no new requests, and is down when the last has left"},
     {SCOPE_FAULT, KEY_REAL, "factor", .min = 1e-3, .max = 1e6, .def = "1", FAULT_AT(factor),
      .help = "of kind slow, from then on; 1 ends it"},
 

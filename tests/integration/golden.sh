@@ -40,6 +40,10 @@ faults chat --stack deploy/stacks/faults.yaml --policy least_loaded,cache_aware 
 dynosim chat --stack deploy/stacks/dynosim.yaml --policy round_robin,dynamo_cost
 sglang chat --workers 2 --set scheduler=sglang --set num_gpu_blocks=60000 --policy cache_aware --concurrency 60
 trtllm chat --workers 2 --set scheduler=trtllm --set num_gpu_blocks=400 --set block_size=128 --policy lmetric
+tiers chat --stack deploy/stacks/kv-tiers.yaml --set num_gpu_blocks=2500 --policy round_robin,cache_aware
+ranks chat --stack deploy/stacks/moe-dp.yaml --set num_host_blocks=3000 --policy round_robin,least_loaded
+lease chat --stack deploy/stacks/llama8b-h100-pd.yaml --set kv_lease_ms=40 --set link.bandwidth_gb_s=4 --policy least_loaded
+pairs chat --stack deploy/stacks/llama8b-h100-pd.yaml --set handoff=destination_first --set transfer=destination_missing --policy least_loaded
 tight chat --workers 3 --set num_gpu_blocks=120 --policy prefix_hash,random --oracle
 CASES
 }
@@ -68,6 +72,13 @@ chat="$work/chat.jsonl --stack deploy/stacks/llama8b-h100-agg8.yaml --policy all
     replay "$work/stepped.json" $chat --step
     sed -i "s|$work/||g; s|\"stepped\": true|\"stepped\": false|" "$work/stepped.json"
     same "stepped" "$work/agg8.json" "$work/stepped.json"
+
+    for name in tiers ranks lease pairs; do
+        args=$(cases | sed -n "s/^$name chat //p")
+        replay "$work/$name-stepped.json" "$work/chat.jsonl" $args --step
+        sed -i "s|$work/||g; s|\"stepped\": true|\"stepped\": false|" "$work/$name-stepped.json"
+        same "$name stepped" "$work/$name.json" "$work/$name-stepped.json"
+    done
 
     gzip -c "$work/chat.jsonl" >"$work/chat.jsonl.gz"
     replay "$work/gzip.json" "$work/chat.jsonl.gz" --workers 2 --policy sticky

@@ -353,6 +353,40 @@ static void test_json_pools(void **state)
     report_free(r);
 }
 
+/* Tiers below the GPU are told of where there are any. */
+static void test_json_tiers(void **state)
+{
+    (void)state;
+    struct report *r = sample("p", false);
+    yyjson_doc *doc = parsed(&r, 1, false);
+    yyjson_val *root = yyjson_doc_get_root(doc);
+    assert_null(yyjson_obj_get(root, "host_cache_reused_ratio"));
+    assert_null(yyjson_obj_get(yyjson_arr_get(yyjson_obj_get(root, "pools"), 0), "stored_tok"));
+    yyjson_doc_free(doc);
+    report_free(r);
+
+    stack.pools[1].worker.engine.num_host_blocks = 1000;
+    r = sample("p", false);
+    report_worker(r, N_WORKERS - 1,
+                  &(struct report_worker){.pool = 1,
+                                          .host_tok = 2400,
+                                          .shared_tok = 1200,
+                                          .stored_tok = 5000,
+                                          .not_stored_tok = 7});
+    doc = parsed(&r, 1, false);
+    root = yyjson_doc_get_root(doc);
+    yyjson_val *pools = yyjson_obj_get(root, "pools");
+    assert_near(number(root, "host_cache_reused_ratio"), 0.2, 1e-9); /* of 12 prompts of 1,000 */
+    assert_near(number(root, "shared_cache_reused_ratio"), 0.1, 1e-9);
+    assert_null(yyjson_obj_get(yyjson_arr_get(pools, 0), "stored_tok"));
+    assert_near(number(yyjson_arr_get(pools, 1), "host_loaded_tok"), 2400, 0);
+    assert_near(number(yyjson_arr_get(pools, 1), "shared_loaded_tok"), 1200, 0);
+    assert_near(number(yyjson_arr_get(pools, 1), "stored_tok"), 5000, 0);
+    assert_near(number(yyjson_arr_get(pools, 1), "not_stored_tok"), 7, 0);
+    yyjson_doc_free(doc);
+    report_free(r);
+}
+
 static void test_json_canonical(void **state)
 {
     (void)state;
@@ -495,8 +529,7 @@ static void test_table_contents(void **state)
     assert_has(text, "*         best of its column", true);
     assert_has(text, "rejected  prob_admit    100 of 1,000 (slo 100)", true);
     assert_has(text, "retries   prob_admit 200", true);
-    assert_has(text, "bad rows  3 of the trace were skipped; the first: t.jsonl:9: expected",
-               true);
+    assert_has(text, "bad rows  3 of the trace were skipped; the first: t.jsonl:9: expected", true);
     assert_has(text, "failed    4 of the trace", true);
     assert_has(text, "oracle", false);
     const char *row = strstr(text, "\nround_robin"), *end = row ? strchr(row + 1, '\n') : NULL;
@@ -803,6 +836,7 @@ int main(void)
         cmocka_unit_test_setup(test_json_figures, set_up),
         cmocka_unit_test_setup(test_json_latencies, set_up),
         cmocka_unit_test_setup(test_json_pools, set_up),
+        cmocka_unit_test_setup(test_json_tiers, set_up),
         cmocka_unit_test_setup(test_json_canonical, set_up),
         cmocka_unit_test_setup(test_json_disk_full, set_up),
         cmocka_unit_test_setup(test_table_widths, set_up),

@@ -479,6 +479,14 @@ static const struct mistake {
     {"pools: [{step: {decode_kv_tok: [1, 2, 3], decode_ms: [[1, 2]]}}]\n",
      "t.yaml:1:", "one row per"},
     {"pools: [{step: {form: table}}]\n", "t.yaml:1: pools[0]", "step"},
+    {"pools:\n  - engine: {num_host_blocks: 9, enable_prefix_caching: false}\n",
+     "t.yaml:2: pools[0]", "enable_prefix_caching"},
+    {"pools:\n  - {name: a, engine: {num_shared_blocks: 9}}\n  - {name: b}\n"
+     "  - {name: c, engine: {num_shared_blocks: 9, shared_read_gb_s: 3}}\n",
+     "t.yaml:4: pools[2].engine", "that of pools[0]"},
+    {"pools:\n  - {name: a, engine: {num_shared_blocks: 9}}\n"
+     "  - {name: b, engine: {num_shared_blocks: 9, block_size: 32}}\n",
+     "t.yaml:3: pools[1].engine", "block_size"},
     {"pools: [{domain: 'a{b}'}]\n", "t.yaml:1: pools[0].domain", "{i}"},
     {"policy_params: {sticky: {affinity: x}}\npools: [{}]\n",
      "t.yaml:1: policy_params.sticky.affinity", "expected a number"},
@@ -705,7 +713,7 @@ static void load_stack_file(const char *path)
 static void shipped_stacks_load(void **state)
 {
     (void)state;
-    assert_true(for_each_yaml(WEIR_SOURCE_DIR "/deploy/stacks", load_stack_file) >= 5);
+    assert_true(for_each_yaml(WEIR_SOURCE_DIR "/deploy/stacks", load_stack_file) >= 7);
 }
 
 static void reference_is_current(void **state)
