@@ -556,7 +556,7 @@ void engine_preempt(struct engine *e, uint32_t running_index)
 
 void engine_describe_batch(const struct engine *e, struct step_batch *b)
 {
-    *b = (struct step_batch){.peer_tok = e->peer_tok};
+    *b = (struct step_batch){0};
     for (uint32_t i = 0; i < e->n_batch; i++) {
         const struct batch_item *it = &e->batch[i];
         const struct seq *q = &e->seqs[it->slot];
@@ -1378,6 +1378,7 @@ uint32_t engine_step_begin(struct engine *e, int64_t now, const struct engine_ba
 void engine_step_batch(const struct engine *e, struct step_batch *b)
 {
     (e->ops->describe ? e->ops->describe : engine_describe_batch)(e, b);
+    b->peer_tok = e->peer_tok;
 }
 
 uint32_t engine_step_list(const struct engine *e, enum engine_step_list which,

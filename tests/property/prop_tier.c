@@ -68,9 +68,17 @@ static void random_step(struct rng *r, struct step_model *m)
          .k_ms_per_tok = 1e-3,
          .p_ms_per_tok = 0.05,
          .q_ms_per_tok2 = 1e-6},
+        {.form = STEP_LINEAR,
+         .w_ms = 9,
+         .d0_ms_per_req = 0.05,
+         .k_ms_per_tok = 2e-5,
+         .p_ms_per_tok = 0.03,
+         .moe_experts = 64,
+         .moe_active = 4,
+         .moe_w_share = 0.7},
     };
     const char *why;
-    assert_int_equal(step_model_init(m, &forms[rng_below(r, 3)], &why), 0);
+    assert_int_equal(step_model_init(m, &forms[rng_below(r, 4)], &why), 0);
 }
 
 static void random_engine(struct rng *r, struct engine_config *c, uint32_t block_size)
