@@ -121,6 +121,14 @@ static int init_shared(struct cluster *c)
     return 0;
 }
 
+/* A hand-over is a question that waits for its answer. */
+static bool hands_over(const struct worker_config *w, uint32_t n)
+{
+    while (n && w[n - 1].engine.role == ROLE_BOTH)
+        n--;
+    return n > 0;
+}
+
 struct cluster *cluster_new(const struct worker_config *workers, uint32_t n,
                             const struct cluster_options *opt)
 {
@@ -128,6 +136,7 @@ struct cluster *cluster_new(const struct worker_config *workers, uint32_t n,
     if (!c)
         return NULL;
     c->opt = *opt;
+    c->opt.lazy &= !hands_over(workers, n);
     c->workers = calloc(n ? n : 1, sizeof *c->workers);
     c->heap = calloc(n ? n : 1, sizeof *c->heap);
     if (!c->workers || !c->heap)
@@ -184,6 +193,7 @@ int cluster_add_faults(struct cluster *c, const struct fault *faults, uint32_t n
     memcpy(p, faults, n * sizeof *p);
     free(c->faults);
     c->faults = p;
+    c->opt.lazy = false;
     c->n_faults = n;
     c->next_fault = 0;
     return 0;

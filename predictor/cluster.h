@@ -13,6 +13,8 @@
  *
  * Lazy mode, for callers who need no answer before they ask the next question: workers run only when
  * something is sent to them, and events come late (but with their true times). Same results, no event heap.
+ * It is off, whatever the options say, where workers depend on each other or on the hour: with roles, a shared
+ * store or faults.
  */
 #ifndef WEIR_CLUSTER_H
 #define WEIR_CLUSTER_H

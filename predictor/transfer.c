@@ -120,6 +120,10 @@ void transfer_worker_down(struct cluster *c, int64_t now, uint32_t dead)
 void cluster_cancel(struct cluster *c, int64_t now, uint32_t handle)
 {
     struct leg *leg = leg_of(c, handle);
+    if (leg->live && c->opt.lazy) { /* perhaps it has been over for long */
+        dp_run(&c->workers[leg->worker].group, now);
+        transfer_collect(c, leg->worker);
+    }
     if (leg->live)
         withdraw(c, now, leg, UINT32_MAX);
 }
