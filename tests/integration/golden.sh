@@ -43,7 +43,7 @@ trtllm chat --workers 2 --set scheduler=trtllm --set num_gpu_blocks=400 --set bl
 tiers chat --stack deploy/stacks/kv-tiers.yaml --set num_gpu_blocks=2500 --policy round_robin,cache_aware
 ranks chat --stack deploy/stacks/moe-dp.yaml --set num_host_blocks=3000 --policy round_robin,least_loaded
 lease chat --stack deploy/stacks/llama8b-h100-pd.yaml --set kv_lease_ms=40 --set link.bandwidth_gb_s=4 --policy least_loaded
-pairs chat --stack deploy/stacks/llama8b-h100-pd.yaml --set handoff=destination_first --set transfer=destination_missing --policy least_loaded
+pairs chat --stack deploy/stacks/llama8b-h100-pd.yaml --set handoff=destination_first --set transfer=destination_missing --policy lmetric
 tight chat --workers 3 --set num_gpu_blocks=120 --policy prefix_hash,random --oracle
 CASES
 }

@@ -396,6 +396,37 @@ static void jobs_have_a_limit(void **state)
     tier_deinit(&t);
 }
 
+/* However many prefixes come by, memory stays that of the blocks there are. */
+static void memory_is_that_of_its_blocks(void **state)
+{
+    (void)state;
+    struct engine_config c = config(8, 50);
+    struct tier t;
+    struct prompt p;
+    struct kv_hold gpu;
+    uint32_t runs = 0, keys = 0, pending = 0;
+    assert_int_equal(tier_init(&t, &c), 0);
+    for (uint32_t i = 0; i < 20000; i++) {
+        prompt_init(&p, i + 1, i % 7 ? i + 1 : 3, 1 + i % 20, 1);
+        (void)tier_store(&t, i * MS, &p.spec, 1 + i % 20);
+        while (tier_complete(&t, i * MS, &gpu))
+            ;
+        if (i == 2000) {
+            runs = t.host.kv.runs_cap;
+            keys = t.host.kv.keys_cap + t.keys_cap + t.jobs_cap;
+            pending = t.host.pending.runs_cap + t.host.pending.keys_cap;
+        }
+    }
+    assert_int_equal(t.host.kv.runs_cap, runs);
+    assert_int_equal(t.host.kv.keys_cap + t.keys_cap + t.jobs_cap, keys);
+    assert_int_equal(t.host.pending.runs_cap + t.host.pending.keys_cap, pending);
+    assert_true(runs <= 64);
+    while (tier_complete(&t, PS_LIMIT, &gpu))
+        ;
+    assert_null(block_store_validate(&t.host, true));
+    tier_deinit(&t);
+}
+
 /* Names of blocks on their way take no more than their limit. */
 static void names_have_a_limit(void **state)
 {
@@ -644,6 +675,7 @@ int main(void)
         cmocka_unit_test(a_copy_goes_on_like_its_original),
         cmocka_unit_test(what_has_no_room_is_counted),
         cmocka_unit_test(jobs_have_a_limit),
+        cmocka_unit_test(memory_is_that_of_its_blocks),
         cmocka_unit_test(names_have_a_limit),
         cmocka_unit_test(a_longer_copy_carries_only_the_rest),
         cmocka_unit_test(one_worker_reads_what_another_wrote),
