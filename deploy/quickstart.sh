@@ -21,22 +21,23 @@ mkdir -p build/logs
 weir=build/release/weir
 "$weir" --version
 
-step "3/4  a synthetic trace: 10 minutes, 12 requests per second"
+step "3/4  a synthetic trace: 5 minutes of chat, 32 requests a second, 40 system prompts, 5 turns a conversation"
 trace=build/quickstart.jsonl
-"$weir" gen --rate 12 --minutes 10 --seed 1 >"$trace"
+"$weir" gen --rate 32 --minutes 5 --seed 1 --sessions 5,20 --shared-prefix 40,2048 --tenants 20 >"$trace"
 printf '%s: %d requests\n' "$trace" "$(wc -l <"$trace")"
 
-step "4/4  the trace replayed on 8 workers under 5 routing policies"
-"$weir" replay "$trace" --workers 8 \
+step "4/4  the trace replayed on 8 simulated workers under 5 routing policies"
+"$weir" replay "$trace" --stack deploy/stacks/llama8b-h100-agg8.yaml \
     --policy round_robin,least_loaded,cache_aware,sticky,dynamo_cost
 
 cat <<NEXT
 
-== what to try next
-  $weir replay $trace --workers 4 --policy sticky      fewer workers: when does the SLO break?
-  $weir replay YOUR_TRACE.jsonl --workers 8             your own traffic (Mooncake, Azure, BurstGPT)
-  $weir replay --help                                   stacks, P/D pools, faults, reports
-  $weir policies                                        every policy and where it comes from
-  ls deploy/stacks deploy/profiles                      ready-made systems to replay on
-  tests/run.sh                                          build and pass every test
+== what to try next (weir is $weir)
+  weir replay $trace --workers 4 --policy sticky   fewer workers: when does the SLO break?
+  weir replay YOUR_TRACE.jsonl --workers 8                      your own traffic (Mooncake, Azure, BurstGPT)
+  weir replay --help                                            stacks, P/D pools, faults, reports
+  weir policies                                                 every policy and where it comes from
+  ls deploy/stacks deploy/profiles                              ready-made systems to replay on
+  weir mock --port 8001 & weir serve --worker http://127.0.0.1:8001     the inline path, without a GPU
+  tests/run.sh                                                  build and pass every test
 NEXT
