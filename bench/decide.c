@@ -1,5 +1,5 @@
 /* decide.c - the price of a decision: requests through the decision core, without engines, trace or report. Prints
- * nanoseconds of one request's whole life in the core (arrival, first token, done, and the cache event where the
+ * nanoseconds (of processor time) of one request's whole life in the core (arrival, first token, done, and the cache event where the
  * policy reads those), by policy and number of workers; medians of several runs.
  *
  *   decide [-p POLICY] [-b BLOCK_SIZE] [-n REQUESTS]
@@ -37,7 +37,7 @@ struct talk {
 
 struct flight {
     uint64_t keys[MAX_KEYS];
-    uint32_t worker;
+    uint32_t worker, cached_tok;
     bool live;
 };
 
@@ -53,7 +53,7 @@ struct bed {
 static double now_ns(void)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
     return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
 }
 
@@ -89,13 +89,15 @@ static void tell(struct bed *b, struct core_event ev)
     }
 }
 
-static void tell_cached(struct bed *b, const struct core_request *r, uint32_t worker)
+/* What was not there is now. */
+static void tell_cached(struct bed *b, const struct core_request *r, uint32_t worker,
+                        uint32_t cached_tok)
 {
-    uint64_t names[MAX_KEYS * KEY_TOK / 16];
-    uint32_t n = r->prompt_tok / b->block_size;
-    for (uint32_t i = 0; i < n; i++)
-        names[i] = r->keys[((i + 1) * b->block_size + KEY_TOK - 1) / KEY_TOK - 1];
-    struct core_cache_event e = {.stored = true, .n_blocks = n, .keys = names};
+    uint64_t keys[MAX_KEYS * KEY_TOK / 16];
+    uint32_t depth = cached_tok / b->block_size, n = 0;
+    for (uint32_t end = (depth + 1) * b->block_size; end <= r->prompt_tok; end += b->block_size)
+        keys[n++] = r->keys[(end + KEY_TOK - 1) / KEY_TOK - 1];
+    struct core_cache_event e = {.stored = true, .depth = depth, .n_blocks = n, .keys = keys};
     tell(b, (struct core_event){.kind = CORE_EV_CACHE, .worker = worker, .cache = &e});
 }
 
@@ -123,6 +125,7 @@ static void one(struct bed *b, uint32_t i)
     while (core_next(b->core, &cmd)) {
         f->live = cmd.kind == CORE_CMD_DISPATCH;
         f->worker = cmd.worker;
+        f->cached_tok = cmd.overlap_tok > 0 ? (uint32_t)cmd.overlap_tok : 0;
     }
     if (!f->live)
         return;
@@ -130,7 +133,7 @@ static void one(struct bed *b, uint32_t i)
         tell(b,
              (struct core_event){.kind = CORE_EV_FIRST_TOKEN, .request = h, .worker = f->worker});
     if (b->needs & 1u << CORE_EV_CACHE)
-        tell_cached(b, &r, f->worker);
+        tell_cached(b, &r, f->worker, f->cached_tok);
 }
 
 static double run(const char *policy, uint32_t n_workers, uint32_t block_size, uint32_t requests)

@@ -97,6 +97,16 @@ static int init_policy(struct core *c, const struct core_config *cc, const char 
     return rc;
 }
 
+/* Of all workers; 0: they differ. */
+static uint32_t common_block_size(const struct fleet *f)
+{
+    for (uint32_t w = 1; w < f->n; w++) {
+        if (f->config[w].block_size != f->config[0].block_size)
+            return 0;
+    }
+    return f->config[0].block_size;
+}
+
 struct core *core_new(const struct core_config *cc, const char **why)
 {
     const struct policy_ops *policy =
@@ -123,6 +133,7 @@ struct core *core_new(const struct core_config *cc, const char **why)
         return NULL;
     }
     c->view = (struct policy_view){.n_workers = c->fleet.n,
+                                   .block_size = common_block_size(&c->fleet),
                                    .config = c->fleet.config,
                                    .inflight = c->fleet.inflight,
                                    .prefilling = c->fleet.prefilling,
@@ -298,8 +309,11 @@ enum outcome { ROUTED, REFUSED, BLOCKED };
 
 static struct policy_query ask_for(struct core *c, const struct request *q, enum policy_leg leg)
 {
-    return (struct policy_query){
-        .req = &q->r, .leg = leg, .source = CORE_NO_WORKER, .cached_tok = c->fleet.cached_tok};
+    return (struct policy_query){.req = &q->r,
+                                 .leg = leg,
+                                 .source = CORE_NO_WORKER,
+                                 .cached_tok = c->fleet.cached_tok,
+                                 .scratch = c->fleet.scratch};
 }
 
 /* A candidate, POLICY_SHED or POLICY_MISS_SLO. */

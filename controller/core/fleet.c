@@ -40,11 +40,14 @@ static bool allocate(struct fleet *f)
     f->prefill_tok = calloc(n, sizeof *f->prefill_tok);
     f->inflight_tok = calloc(n, sizeof *f->inflight_tok);
     f->telemetry = calloc(n, sizeof *f->telemetry);
+    f->block_tok = calloc(n, sizeof *f->block_tok);
     f->sizes = calloc(n, sizeof *f->sizes);
     f->cached_tok = calloc(n, sizeof *f->cached_tok);
     f->touched = calloc(n, sizeof *f->touched);
+    f->scratch = calloc(n, sizeof *f->scratch);
     bool ok = f->config && f->workers && f->inflight && f->prefilling && f->prefill_tok &&
-              f->inflight_tok && f->telemetry && f->sizes && f->cached_tok && f->touched;
+              f->inflight_tok && f->telemetry && f->block_tok && f->sizes && f->cached_tok &&
+              f->touched && f->scratch;
     for (int i = 0; i < FLEET_ROLES; i++)
         ok = (f->open[i] = calloc(n, sizeof *f->open[i])) && ok;
     for (int i = 0; i < 2; i++)
@@ -52,13 +55,13 @@ static bool allocate(struct fleet *f)
     return ok;
 }
 
-static void add_size(struct fleet *f, uint32_t block_size)
+static void add_size(struct fleet *f, uint32_t block_tok)
 {
     for (uint32_t i = 0; i < f->n_sizes; i++) {
-        if (f->sizes[i] == block_size)
+        if (f->sizes[i] == block_tok)
             return;
     }
-    f->sizes[f->n_sizes++] = block_size;
+    f->sizes[f->n_sizes++] = block_tok;
 }
 
 static void measure_reach(struct fleet *f)
@@ -91,7 +94,7 @@ int fleet_init(struct fleet *f, const struct core_config *c, const struct policy
     f->knows = policy->prefix;
     f->smallest_tok = UINT64_MAX;
     if (f->knows != POLICY_PREFIX_NONE)
-        f->index = prefix_index_new(f->n, policy->prefix_max_entries);
+        f->index = prefix_index_new(f->n, policy->prefix_max_blocks);
     if (!allocate(f) || (f->knows != POLICY_PREFIX_NONE && !f->index)) {
         fleet_deinit(f);
         *why = "out of memory";
@@ -102,7 +105,10 @@ int fleet_init(struct fleet *f, const struct core_config *c, const struct policy
         f->workers[w] = (struct fleet_worker){.up = f->config[w].up,
                                               .capacity_tok = capacity_tok(&f->config[w])};
         f->telemetry[w].at_ps = -1;
-        add_size(f, f->config[w].block_size);
+        f->block_tok[w] = f->config[w].block_size;
+        if (f->knows == POLICY_PREFIX_DISPATCH && f->block_tok[w] < policy->prefix_min_block_tok)
+            f->block_tok[w] = policy->prefix_min_block_tok;
+        add_size(f, f->block_tok[w]);
         if (f->workers[w].capacity_tok < f->smallest_tok)
             f->smallest_tok = f->workers[w].capacity_tok;
         reopen(f, w);
@@ -125,9 +131,11 @@ void fleet_deinit(struct fleet *f)
     free(f->inflight_tok);
     free(f->telemetry);
     prefix_index_free(f->index);
+    free(f->block_tok);
     free(f->sizes);
     free(f->cached_tok);
     free(f->touched);
+    free(f->scratch);
     memset(f, 0, sizeof *f);
 }
 
@@ -252,18 +260,12 @@ uint32_t fleet_candidates(struct fleet *f, enum worker_role role, uint64_t need_
 
 /* ---- prefixes */
 
-static struct prefix_chain chain_of(const struct core_request *r, uint32_t block_size)
-{
-    return (struct prefix_chain){
-        .keys = r->keys, .n_keys = r->n_keys, .key_tok = r->key_tok, .block_tok = block_size};
-}
-
 void fleet_match(struct fleet *f, const struct core_request *r)
 {
     if (!f->index || !r->n_keys)
         return;
     for (uint32_t i = 0; i < f->n_sizes; i++) {
-        struct prefix_chain p = chain_of(r, f->sizes[i]);
+        struct prefix_chain p = policy_chain(r, f->sizes[i]);
         uint32_t *touched = f->touched + f->n_touched;
         uint32_t n = prefix_index_match(f->index, &p, prefix_chain_blocks(&p, r->prompt_tok),
                                         f->cached_tok, touched);
@@ -283,15 +285,15 @@ void fleet_guess_cached(struct fleet *f, uint32_t w, const struct core_request *
 {
     if (f->knows != POLICY_PREFIX_DISPATCH || !r->n_keys)
         return;
-    struct prefix_chain p = chain_of(r, f->config[w].block_size);
+    struct prefix_chain p = policy_chain(r, f->block_tok[w]);
     prefix_index_set(f->index, &p, prefix_chain_blocks(&p, r->prompt_tok), w);
 }
 
 void fleet_cache_event(struct fleet *f, uint32_t w, const struct core_cache_event *ev)
 {
     if (f->knows == POLICY_PREFIX_EVENTS && f->workers[w].up)
-        prefix_index_change(f->index, w, f->config[w].block_size, ev->stored, ev->depth,
-                            ev->n_blocks, ev->keys);
+        prefix_index_change(f->index, w, f->block_tok[w], ev->stored, ev->depth, ev->n_blocks,
+                            ev->keys);
 }
 
 /* ---- books */

@@ -49,9 +49,11 @@ struct fleet {
 
     enum policy_prefix knows;   /* prefixes from where */
     struct prefix_index *index; /* NULL: knows is POLICY_PREFIX_NONE */
-    uint32_t *sizes, n_sizes;   /* block sizes there are */
+    uint32_t *block_tok;        /* by worker: size of the blocks that the index has of it */
+    uint32_t *sizes, n_sizes;   /* those that there are */
     uint32_t *cached_tok;       /* by worker, of the request asked for; else 0 */
     uint32_t *touched, n_touched;
+    uint32_t *scratch; /* for policies */
 };
 
 /* 0, WEIR_E_NOMEM, or WEIR_E_INVALID with *why. On failure there is nothing to deinit. */

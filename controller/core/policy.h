@@ -8,11 +8,13 @@
 #ifndef WEIR_POLICY_H
 #define WEIR_POLICY_H
 
+#include <float.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "controller/core/core.h"
+#include "controller/core/prefix_index.h"
 #include "predictor/rng.h"
 
 /* Where knowledge of workers' prefix caches comes from. */
@@ -32,6 +34,7 @@ struct policy_param {
 struct policy_view {
     int64_t now_ps;
     uint32_t n_workers;
+    uint32_t block_size; /* of all workers; 0: they differ, see config */
     const struct core_worker_config *config;
     const uint32_t *inflight;    /* own requests there, not over */
     const uint32_t *prefilling;  /* of these, without a first token yet (or prefill leg not done) */
@@ -48,8 +51,9 @@ struct policy_query {
     uint32_t source; /* POLICY_DECODE: the worker that holds the KV; else CORE_NO_WORKER */
     const uint32_t *candidates; /* worker numbers, ascending: up, of the right role, large enough */
     uint32_t n_candidates;      /* >= 1 */
-    const uint32_t *
-        cached_tok; /* by worker number: prompt tokens believed cached there; all 0 without knowledge */
+    /* by worker number: prompt tokens believed cached there; all 0 without knowledge */
+    const uint32_t *cached_tok;
+    uint32_t *scratch; /* room for n_candidates numbers, for the policy's own use during the call */
 };
 
 /* Instead of a worker. */
@@ -63,8 +67,9 @@ struct policy_ops {
     uint32_t
         needs; /* events beyond the always needed ones: 1u << CORE_EV_FIRST_TOKEN | 1u << CORE_EV_TELEMETRY */
     enum policy_prefix prefix;
-    uint32_t
-        prefix_max_entries; /* POLICY_PREFIX_DISPATCH: per worker, least recently used go; 0: no limit */
+    /* POLICY_PREFIX_DISPATCH: blocks kept per worker, least recently used go (0: no limit), and the least
+     * size of a block in tokens (a worker's own blocks where they are larger) */
+    uint32_t prefix_max_blocks, prefix_min_block_tok;
     const struct policy_param *params;
     uint32_t n_params;
 
@@ -98,23 +103,45 @@ const struct policy_ops *core_policy_find(const char *name);
 
 /* ---- what several policies use */
 
-/* Candidates with the smallest cost, one of them drawn uniformly (reservoir; one candidate: nothing is
- * drawn). Start with {0}. */
+/* A count of tokens or blocks, which is far below 2^63: the signed conversion is one instruction. */
+static inline double policy_real(uint64_t n)
+{
+    return (double)(int64_t)n;
+}
+
+/* The candidates with the smallest cost so far. */
 struct policy_best {
     double cost;
-    uint32_t worker, ties;
+    uint32_t n, *workers;
 };
 
-static inline void policy_consider(struct policy_best *b, double cost, uint32_t worker,
-                                   struct rng *rng)
+static inline struct policy_best policy_best_of(const struct policy_query *q)
 {
-    if (!b->ties || cost < b->cost) {
-        *b = (struct policy_best){cost, worker, 1};
-    } else if (cost == b->cost) {
-        b->ties++;
-        if (rng_below(rng, b->ties) == 0)
-            b->worker = worker;
+    return (struct policy_best){.cost = DBL_MAX, .workers = q->scratch};
+}
+
+static inline void policy_consider(struct policy_best *b, double cost, uint32_t worker)
+{
+    if (cost > b->cost)
+        return;
+    if (cost < b->cost) {
+        b->cost = cost;
+        b->n = 0;
     }
+    b->workers[b->n++] = worker;
+}
+
+/* One of them, uniformly (nothing is drawn for a single one). */
+static inline uint32_t policy_choose(const struct policy_best *b, struct rng *rng)
+{
+    return b->workers[b->n > 1 ? rng_below(rng, b->n) : 0];
+}
+
+/* The request's prompt in blocks of this size, for prefix_index.h. */
+static inline struct prefix_chain policy_chain(const struct core_request *r, uint32_t block_tok)
+{
+    return (struct prefix_chain){
+        .keys = r->keys, .n_keys = r->n_keys, .key_tok = r->key_tok, .block_tok = block_tok};
 }
 
 /* Tokens of this prompt that worker would have to compute. */

@@ -56,10 +56,10 @@ static void print_prefix(FILE *out, const struct policy_ops *p)
     case POLICY_PREFIX_NONE: print_field(out, "prefix", "not looked at"); return;
     case POLICY_PREFIX_EVENTS: print_field(out, "prefix", "from the engines' cache events"); return;
     case POLICY_PREFIX_DISPATCH:
-        if (p->prefix_max_entries)
+        if (p->prefix_max_blocks)
             (void)snprintf(text, sizeof text,
                            "guessed from dispatches, at most %" PRIu32 " blocks per worker",
-                           p->prefix_max_entries);
+                           p->prefix_max_blocks);
         else
             (void)snprintf(text, sizeof text, "guessed from dispatches");
         print_field(out, "prefix", text);

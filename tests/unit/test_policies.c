@@ -24,7 +24,7 @@ struct bed {
     void *state;
     double param[MAX_PARAMS];
     struct core_worker_config config[N];
-    uint32_t inflight[N], prefilling[N], cached_tok[N], candidates[N];
+    uint32_t inflight[N], prefilling[N], cached_tok[N], candidates[N], scratch[N];
     uint64_t prefill_tok[N], inflight_tok[N];
     struct core_telemetry telemetry[N];
     uint64_t keys[64];
@@ -81,7 +81,8 @@ static void lay(struct bed *b, const char *policy)
                                  .source = CORE_NO_WORKER,
                                  .candidates = b->candidates,
                                  .n_candidates = N,
-                                 .cached_tok = b->cached_tok};
+                                 .cached_tok = b->cached_tok,
+                                 .scratch = b->scratch};
     rng_init(&b->rng, 1);
 }
 
@@ -172,7 +173,8 @@ static void test_table(void **unused)
         assert_true(p->summary[0] && p->source[0] && !strchr(p->summary, '\n'));
         assert_non_null(p->pick);
         assert_true(p->n_params <= MAX_PARAMS);
-        assert_true(p->prefix == POLICY_PREFIX_DISPATCH || p->prefix_max_entries == 0);
+        assert_true(p->prefix == POLICY_PREFIX_DISPATCH ||
+                    (!p->prefix_max_blocks && !p->prefix_min_block_tok));
         for (uint32_t k = 0; k < p->n_params; k++) {
             const struct policy_param *row = &p->params[k];
             assert_true(row->min <= row->def && row->def <= row->max && row->help[0]);
@@ -727,6 +729,8 @@ static void test_dynamo_legs(void **unused)
     b.config[1].block_size = 5; /* 6 + 20 */
     assert_int_equal(pick(&b), 0);
     b.config[1].block_size = 8; /* 6 + 12 */
+    ASSERT_UNIFORM(&b, 0, 1);
+    b.config[1].block_size = 9; /* 6 + 11 */
     assert_int_equal(pick(&b), 1);
     b.config[1].block_size = 16;
     b.q.leg = POLICY_PREFILL; /* blocks in flight mean nothing here: 0 against 68.75 */

@@ -43,10 +43,9 @@ static const struct policy_param params[N_PARAMS] = {
     {"temperature", 0, 0, 1000, "0: lowest cost; above: softmax over costs scaled to 0..1"},
 };
 
-/* What is in flight on a worker. */
+/* What the book has of a worker, beside its named blocks. */
 struct load {
-    uint64_t active_blocks;  /* distinct named ones, and those without a name */
-    uint64_t unnamed_blocks; /* part of the above */
+    uint64_t unnamed_blocks; /* in flight */
     uint32_t epoch;          /* times it went down: bookings of an earlier life are void */
 };
 
@@ -61,9 +60,10 @@ struct booking {
 struct dynamo {
     double credit, decay, prefill_scale, active_weight, temperature;
     struct prefix_index *book;
-    struct load *load;                   /* by worker */
-    uint32_t *matched, *touched;         /* of one pick: see prefix_index_match */
-    double *cost;                        /* by candidate; temperature > 0 */
+    struct load *load;           /* by worker */
+    uint64_t *active_blocks;     /* by worker: distinct named ones, and those without a name */
+    uint32_t *matched, *touched; /* of one pick: see prefix_index_match */
+    double *cost;                /* by candidate; temperature > 0 */
     uint32_t *sizes, n_sizes, cap_sizes; /* block sizes in the book */
 };
 
@@ -72,6 +72,7 @@ static void deinit(void *state)
     struct dynamo *s = state;
     prefix_index_free(s->book);
     free(s->load);
+    free(s->active_blocks);
     free(s->matched);
     free(s->touched);
     free(s->cost);
@@ -89,10 +90,11 @@ static int init(void *state, const double *param, uint32_t n_workers)
     s->temperature = param[TEMPERATURE];
     s->book = prefix_index_new(n_workers, 0);
     s->load = calloc(n_workers, sizeof *s->load);
+    s->active_blocks = calloc(n_workers, sizeof *s->active_blocks);
     s->matched = calloc(n_workers, sizeof *s->matched);
     s->touched = calloc(n_workers, sizeof *s->touched);
     s->cost = calloc(n_workers, sizeof *s->cost);
-    if (s->book && s->load && s->matched && s->touched && s->cost)
+    if (s->book && s->load && s->active_blocks && s->matched && s->touched && s->cost)
         return 0;
     deinit(s);
     return WEIR_E_NOMEM;
@@ -103,12 +105,6 @@ static int init(void *state, const double *param, uint32_t n_workers)
 static uint32_t prompt_blocks(const struct core_request *r, uint32_t block_size)
 {
     return r->prompt_tok / block_size;
-}
-
-static struct prefix_chain chain_of(const struct core_request *r, uint32_t block_size)
-{
-    return (struct prefix_chain){
-        .keys = r->keys, .n_keys = r->n_keys, .key_tok = r->key_tok, .block_tok = block_size};
 }
 
 static void remember_size(struct dynamo *s, uint32_t block_size)
@@ -124,7 +120,7 @@ static void remember_size(struct dynamo *s, uint32_t block_size)
 static void count(struct dynamo *s, uint32_t w, uint64_t unnamed_blocks)
 {
     s->load[w].unnamed_blocks = unnamed_blocks;
-    s->load[w].active_blocks = unnamed_blocks + prefix_index_blocks(s->book, w);
+    s->active_blocks[w] = unnamed_blocks + prefix_index_blocks(s->book, w);
 }
 
 static void dispatched(void *state, const struct policy_view *v, const struct policy_query *q,
@@ -142,7 +138,7 @@ static void dispatched(void *state, const struct policy_view *v, const struct po
     b->worker_1 = worker + 1;
     b->epoch = s->load[worker].epoch;
     b->shared = q->leg == POLICY_WHOLE;
-    struct prefix_chain p = chain_of(r, size);
+    struct prefix_chain p = policy_chain(r, size);
     uint32_t named = b->shared ? prefix_chain_blocks(&p, r->prompt_tok) : 0;
     if (named)
         remember_size(s, size);
@@ -166,7 +162,7 @@ static void left(void *state, const struct policy_view *v, const struct core_req
     b->worker_1 = 0;
     if (b->epoch != s->load[worker].epoch)
         return;
-    struct prefix_chain p = chain_of(req, size);
+    struct prefix_chain p = policy_chain(req, size);
     uint32_t named = b->shared ? prefix_chain_blocks(&p, req->prompt_tok) : 0;
     prefix_index_drop(s->book, &p, named, worker);
     count(s, worker, s->load[worker].unnamed_blocks - (prompt_blocks(req, size) - named));
@@ -185,7 +181,7 @@ static uint32_t match(struct dynamo *s, const struct core_request *r)
 {
     uint32_t n = 0;
     for (uint32_t i = 0; i < s->n_sizes; i++) {
-        struct prefix_chain p = chain_of(r, s->sizes[i]);
+        struct prefix_chain p = policy_chain(r, s->sizes[i]);
         n += prefix_index_match(s->book, &p, prefix_chain_blocks(&p, r->prompt_tok), s->matched,
                                 s->touched + n);
     }
@@ -214,18 +210,22 @@ static double min_prefill_tok(const struct policy_view *v, const struct policy_q
     return (double)min;
 }
 
+static void in_blocks_of(const struct dynamo *s, struct ask *a, uint32_t block_size)
+{
+    a->block_size = block_size;
+    a->need_blocks = prompt_blocks(a->q->req, block_size);
+    a->per_tok = s->prefill_scale / block_size;
+}
+
 static inline double cost(const struct dynamo *s, struct ask *a, uint32_t w)
 {
     const struct core_request *r = a->q->req;
     double total = 0;
 
-    if (a->v->config[w].block_size != a->block_size) {
-        a->block_size = a->v->config[w].block_size;
-        a->need_blocks = prompt_blocks(r, a->block_size);
-        a->per_tok = s->prefill_scale / a->block_size;
-    }
+    if (!a->v->block_size && a->v->config[w].block_size != a->block_size)
+        in_blocks_of(s, a, a->v->config[w].block_size);
     if (a->q->leg != POLICY_DECODE) {
-        double prefill_tok = (double)a->v->prefill_tok[w];
+        double prefill_tok = policy_real(a->v->prefill_tok[w]);
         double credit_tok = s->credit * (double)(r->prompt_tok - policy_uncached_tok(a->q, w));
         if (s->decay > 0)
             credit_tok /= 1 + s->decay * (prefill_tok - a->min_prefill_tok) / r->prompt_tok;
@@ -233,7 +233,7 @@ static inline double cost(const struct dynamo *s, struct ask *a, uint32_t w)
         total = (tok > 0 ? tok : 0) * a->per_tok;
     }
     if (a->q->leg != POLICY_PREFILL)
-        total += (double)(s->load[w].active_blocks + a->need_blocks - s->matched[w]);
+        total += policy_real(s->active_blocks[w] + a->need_blocks - s->matched[w]);
     return total + s->active_weight * a->v->inflight[w];
 }
 
@@ -298,27 +298,32 @@ static uint32_t draw(struct dynamo *s, struct ask *a, struct rng *rng)
     return q->candidates[last];
 }
 
+static uint32_t cheapest(const struct dynamo *s, struct ask *a, struct rng *rng)
+{
+    const struct policy_query *q = a->q;
+    struct policy_best best = policy_best_of(q);
+    for (uint32_t i = 0; i < q->n_candidates; i++)
+        policy_consider(&best, cost(s, a, q->candidates[i]), q->candidates[i]);
+    return policy_choose(&best, rng);
+}
+
 static uint32_t pick(void *state, const struct policy_view *v, const struct policy_query *q,
                      struct rng *rng)
 {
     struct dynamo *s = state;
-    struct policy_best best = {0};
     struct ask a = {.v = v, .q = q};
 
     if (q->n_candidates == 1)
         return q->candidates[0];
+    if (v->block_size)
+        in_blocks_of(s, &a, v->block_size);
     if (s->decay > 0 && q->leg != POLICY_DECODE)
         a.min_prefill_tok = min_prefill_tok(v, q);
     uint32_t n_touched = q->leg == POLICY_WHOLE ? match(s, q->req) : 0;
-    if (s->temperature > 0) {
-        best.worker = draw(s, &a, rng);
-    } else {
-        for (uint32_t i = 0; i < q->n_candidates; i++)
-            policy_consider(&best, cost(s, &a, q->candidates[i]), q->candidates[i], rng);
-    }
+    uint32_t w = s->temperature > 0 ? draw(s, &a, rng) : cheapest(s, &a, rng);
     for (uint32_t i = 0; i < n_touched; i++)
         s->matched[s->touched[i]] = 0;
-    return best.worker;
+    return w;
 }
 
 const struct policy_ops policy_dynamo_cost = {

@@ -34,16 +34,16 @@ uint32_t llmd_blend_pick(const struct llmd_blend *b, const struct policy_view *v
     }
     double per_waiting = max > min ? b->queue / ((double)max - (double)min) : 0;
     double per_cached_tok = b->prefix / q->req->prompt_tok;
-    struct policy_best best = {0};
+    struct policy_best best = policy_best_of(q);
     for (uint32_t i = 0; i < q->n_candidates; i++) {
         uint32_t w = q->candidates[i];
         const struct core_telemetry *t = &v->telemetry[w];
         double queue = per_waiting * (max - policy_waiting(t)); /* all alike: 0 is as good as 1 */
         double kv = b->kv * (1 - policy_kv_usage(t));
         double prefix = per_cached_tok * (q->req->prompt_tok - policy_uncached_tok(q, w));
-        policy_consider(&best, -(queue + kv + prefix), w, rng);
+        policy_consider(&best, -(queue + kv + prefix), w);
     }
-    return best.worker;
+    return policy_choose(&best, rng);
 }
 
 static int init(void *state, const double *param, uint32_t n_workers)
@@ -65,7 +65,8 @@ const struct policy_ops policy_llmd_blend = {
     .source = "llm-d router / Gateway API inference extension, weights 2, 2, 3 of its code",
     .needs = POLICY_NEEDS(CORE_EV_TELEMETRY),
     .prefix = POLICY_PREFIX_DISPATCH,
-    .prefix_max_entries = LLMD_BLEND_PREFIX_ENTRIES,
+    .prefix_max_blocks = LLMD_PREFIX_BLOCKS,
+    .prefix_min_block_tok = LLMD_PREFIX_BLOCK_TOK,
     .params = params,
     .n_params = POLICY_ROWS(params),
     .state_bytes = sizeof(struct llmd_blend),

@@ -20,22 +20,22 @@
 static uint32_t pick(void *state, const struct policy_view *v, const struct policy_query *q,
                      struct rng *rng)
 {
-    struct policy_best best = {0};
-    double prompt_tok = q->req->prompt_tok;
+    struct policy_best best = policy_best_of(q);
+    uint32_t prompt_tok = q->req->prompt_tok;
     (void)state;
 
     for (uint32_t i = 0; i < q->n_candidates; i++) {
         uint32_t w = q->candidates[i];
-        double tok;
+        uint64_t tok;
         if (q->leg == POLICY_DECODE) {
-            tok = (double)v->inflight_tok[w] + prompt_tok;
+            tok = v->inflight_tok[w] + prompt_tok;
         } else {
             uint32_t uncached = policy_uncached_tok(q, w);
-            tok = (double)v->prefill_tok[w] + (double)(uncached ? uncached : 1);
+            tok = v->prefill_tok[w] + (uncached ? uncached : 1);
         }
-        policy_consider(&best, tok * ((double)v->inflight[w] + 1), w, rng);
+        policy_consider(&best, policy_real(tok) * ((double)v->inflight[w] + 1), w);
     }
-    return best.worker;
+    return policy_choose(&best, rng);
 }
 
 const struct policy_ops policy_lmetric = {

@@ -39,10 +39,10 @@ static inline uint32_t policy_waiting(const struct core_telemetry *t)
 static inline uint32_t policy_fewest_inflight(const struct policy_view *v,
                                               const struct policy_query *q, struct rng *rng)
 {
-    struct policy_best best = {0};
+    struct policy_best best = policy_best_of(q);
     for (uint32_t i = 0; i < q->n_candidates; i++)
-        policy_consider(&best, v->inflight[q->candidates[i]], q->candidates[i], rng);
-    return best.worker;
+        policy_consider(&best, v->inflight[q->candidates[i]], q->candidates[i]);
+    return policy_choose(&best, rng);
 }
 
 /* llmd_blend.c: weights of the three scores, and the candidate with the highest sum. */
@@ -57,8 +57,9 @@ struct llmd_blend {
     {"prefix_weight", 3, 0, 1000, "weight of the cached share of the prompt"}
 /* clang-format on */
 #define LLMD_BLEND_N_PARAMS 3
-/* Blocks of a prompt remembered per worker (llm-d's approximate prefix index). */
-#define LLMD_BLEND_PREFIX_ENTRIES 31250u
+/* llm-d's approximate prefix index: blocks remembered per worker, and their least size. */
+#define LLMD_PREFIX_BLOCKS 31250u
+#define LLMD_PREFIX_BLOCK_TOK 64u
 
 /* param: the values of LLMD_BLEND_PARAMS. */
 void llmd_blend_init(struct llmd_blend *b, const double *param);

@@ -78,7 +78,7 @@ static uint32_t pick(void *state, const struct policy_view *v, const struct poli
                      struct rng *rng)
 {
     const struct sticky *s = state;
-    struct policy_best best = {0};
+    struct policy_best best = policy_best_of(q);
 
     if (q->leg == POLICY_DECODE)
         return policy_fewest_inflight(v, q, rng);
@@ -88,10 +88,10 @@ static uint32_t pick(void *state, const struct policy_view *v, const struct poli
         uint32_t w = q->candidates[i];
         if (q->cached_tok[w] < from_tok)
             continue;
-        double tok = (double)v->prefill_tok[w] + (double)policy_uncached_tok(q, w);
-        policy_consider(&best, tok < s->cap_tok ? tok : s->cap_tok, w, rng);
+        double tok = policy_real(v->prefill_tok[w] + policy_uncached_tok(q, w));
+        policy_consider(&best, tok < s->cap_tok ? tok : s->cap_tok, w);
     }
-    return best.worker;
+    return policy_choose(&best, rng);
 }
 
 const struct policy_ops policy_sticky = {

@@ -122,7 +122,7 @@ static void add_sample(struct ttft_gate *s, uint32_t w, float x)
 static double raw_ps(const struct ttft_gate *s, const struct policy_view *v,
                      const struct policy_query *q, uint32_t w)
 {
-    double tok = (double)v->prefill_tok[w] + (double)policy_uncached_tok(q, w);
+    double tok = policy_real(v->prefill_tok[w] + policy_uncached_tok(q, w));
     return tok * s->ps_per_tok + s->first_step_ps;
 }
 
@@ -130,20 +130,20 @@ static uint32_t pick(void *state, const struct policy_view *v, const struct poli
                      struct rng *rng)
 {
     struct ttft_gate *s = state;
-    struct policy_best best = {0};
+    struct policy_best best = policy_best_of(q);
 
     if (q->leg == POLICY_DECODE)
         return policy_fewest_inflight(v, q, rng);
     for (uint32_t i = 0; i < q->n_candidates; i++) {
         uint32_t w = q->candidates[i];
-        policy_consider(&best, raw_ps(s, v, q, w) * s->by_worker[w].median, w, rng);
+        policy_consider(&best, raw_ps(s, v, q, w) * s->by_worker[w].median, w);
     }
     if (q->req->slo_ttft_ps != PS_NEVER && best.cost > (double)q->req->slo_ttft_ps)
         return POLICY_MISS_SLO;
     s->picked = q->req;
-    s->picked_worker = best.worker;
-    s->picked_raw_ps = raw_ps(s, v, q, best.worker);
-    return best.worker;
+    s->picked_worker = policy_choose(&best, rng);
+    s->picked_raw_ps = raw_ps(s, v, q, s->picked_worker);
+    return s->picked_worker;
 }
 
 static void dispatched(void *state, const struct policy_view *v, const struct policy_query *q,
@@ -198,7 +198,8 @@ const struct policy_ops policy_ttft_gate = {
     .source = "Layr-Labs/d-inference coordinator, PR #360 and #512",
     .needs = POLICY_NEEDS(CORE_EV_FIRST_TOKEN),
     .prefix = POLICY_PREFIX_DISPATCH,
-    .prefix_max_entries = LLMD_BLEND_PREFIX_ENTRIES,
+    .prefix_max_blocks = LLMD_PREFIX_BLOCKS,
+    .prefix_min_block_tok = LLMD_PREFIX_BLOCK_TOK,
     .params = params,
     .n_params = N_PARAMS,
     .state_bytes = sizeof(struct ttft_gate),
