@@ -1,12 +1,13 @@
-/* decide.c - the price of a decision: requests through the decision core, without engines, trace or report. Prints
- * nanoseconds (of processor time) of one request's whole life in the core (arrival, first token, done, and the cache event where the
- * policy reads those), by policy and number of workers; medians of several runs.
+/* decide.c - the price of a decision: requests through the decision core, without engines, trace or report.
+ * Prints nanoseconds of processor time for one request's whole life in the core (arrival, first token,
+ * done, and the cache events where the policy reads those), by policy and number of workers; medians of
+ * several runs.
  *
- *   decide [-p POLICY] [-b BLOCK_SIZE] [-n REQUESTS]
+ *   decide [-p POLICY] [-w WORKERS] [-b BLOCK_SIZE] [-n REQUESTS]
  *
- * Conversations of about eight turns: a prompt repeats the one before and adds 1,500 tokens to it, with a key for
- * 512 tokens, about 7,500 tokens on average; a twentieth begins with one of four system prompts of 2,048 tokens.
- * Each worker has 16 requests in flight.
+ * Conversations of about eight turns: a prompt repeats the one before and adds 1,500 tokens to it, with a
+ * key for 512 tokens; a twentieth begins with one of four system prompts of 2,048 tokens. Each worker has
+ * 16 requests in flight, and caches what the last 64 brought.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,7 +25,8 @@
 #define TURN_TOK 1500u
 #define TURNS 8
 #define SYSTEM_KEYS 4
-#define MAX_KEYS 64
+#define MAX_KEYS 32 /* of TURNS * TURN_TOK tokens and a system prompt */
+#define CACHED_PER_WORKER 64u
 #define TALKS 4096u
 #define PER_WORKER 16u
 #define MAX_WORKERS 10000u
@@ -41,12 +43,20 @@ struct flight {
     bool live;
 };
 
+/* What a worker's cache got with one request. */
+struct cached {
+    uint64_t keys[MAX_KEYS];
+    uint32_t depth, prompt_tok, worker;
+};
+
 struct bed {
     struct rng rng;
     struct core *core;
     uint32_t needs, n_workers, block_size, window;
     struct talk *talks;
     struct flight *flights;
+    struct cached *cached; /* ring */
+    uint32_t n_cached, next_cached;
     int64_t now_ps;
 };
 
@@ -89,16 +99,28 @@ static void tell(struct bed *b, struct core_event ev)
     }
 }
 
-/* What was not there is now. */
-static void tell_cached(struct bed *b, const struct core_request *r, uint32_t worker,
-                        uint32_t cached_tok)
+/* Blocks of a prompt from `depth` on are there, or not any more. */
+static void tell_cache(struct bed *b, const struct cached *k, bool stored)
 {
     uint64_t keys[MAX_KEYS * KEY_TOK / 16];
-    uint32_t depth = cached_tok / b->block_size, n = 0;
-    for (uint32_t end = (depth + 1) * b->block_size; end <= r->prompt_tok; end += b->block_size)
-        keys[n++] = r->keys[(end + KEY_TOK - 1) / KEY_TOK - 1];
-    struct core_cache_event e = {.stored = true, .depth = depth, .n_blocks = n, .keys = keys};
-    tell(b, (struct core_event){.kind = CORE_EV_CACHE, .worker = worker, .cache = &e});
+    uint32_t n = 0;
+    for (uint32_t end = (k->depth + 1) * b->block_size; end <= k->prompt_tok; end += b->block_size)
+        keys[n++] = k->keys[(end + KEY_TOK - 1) / KEY_TOK - 1];
+    struct core_cache_event e = {.stored = stored, .depth = k->depth, .n_blocks = n, .keys = keys};
+    tell(b, (struct core_event){.kind = CORE_EV_CACHE, .worker = k->worker, .cache = &e});
+}
+
+/* The request's blocks that were not there are, and the oldest go. */
+static void cache_changes(struct bed *b, const struct core_request *r, const struct flight *f)
+{
+    struct cached *k = &b->cached[b->next_cached];
+    if (k->prompt_tok)
+        tell_cache(b, k, false);
+    *k = (struct cached){
+        .depth = f->cached_tok / b->block_size, .prompt_tok = r->prompt_tok, .worker = f->worker};
+    memcpy(k->keys, r->keys, r->n_keys * sizeof *k->keys);
+    tell_cache(b, k, true);
+    b->next_cached = (b->next_cached + 1) % b->n_cached;
 }
 
 /* Request number i of the run, in the place of the one that came `window` before it. */
@@ -133,7 +155,7 @@ static void one(struct bed *b, uint32_t i)
         tell(b,
              (struct core_event){.kind = CORE_EV_FIRST_TOKEN, .request = h, .worker = f->worker});
     if (b->needs & 1u << CORE_EV_CACHE)
-        tell_cached(b, &r, f->worker, f->cached_tok);
+        cache_changes(b, &r, f);
 }
 
 static double run(const char *policy, uint32_t n_workers, uint32_t block_size, uint32_t requests)
@@ -153,14 +175,17 @@ static double run(const char *policy, uint32_t n_workers, uint32_t block_size, u
     b.core = core_new(&c, &why);
     b.talks = calloc(TALKS, sizeof *b.talks);
     b.flights = calloc(b.window, sizeof *b.flights);
-    if (!b.core || !b.talks || !b.flights) {
+    b.n_cached = n_workers * CACHED_PER_WORKER;
+    b.cached = calloc(b.n_cached, sizeof *b.cached);
+    if (!b.core || !b.talks || !b.flights || !b.cached) {
         fprintf(stderr, "decide: %s\n", why);
         exit(2);
     }
     b.needs = core_needs(b.core);
     rng_init(&b.rng, 1);
     uint32_t i = 0;
-    while (i < b.window + requests) /* warms up: all workers have work, caches are known */
+    uint32_t warm = b.needs & 1u << CORE_EV_CACHE ? b.n_cached : b.window;
+    while (i < warm + requests) /* all workers have work, and their caches are full */
         one(&b, i++);
     double from = now_ns();
     for (uint32_t end = i + requests; i < end; i++)
@@ -169,36 +194,46 @@ static double run(const char *policy, uint32_t n_workers, uint32_t block_size, u
     core_free(b.core);
     free(b.talks);
     free(b.flights);
+    free(b.cached);
     free(w);
     return ns;
 }
 
 int main(int argc, char **argv)
 {
-    static const uint32_t workers[] = {8, 100, 1000, MAX_WORKERS};
+    uint32_t workers[] = {8, 100, 1000, MAX_WORKERS}, n_sizes = 4;
     const char *only = NULL;
     uint32_t block_size = 16, requests = 4000;
-    for (int o; (o = getopt(argc, argv, "p:b:n:")) != -1;) {
-        if (o == 'p')
-            only = optarg;
-        else if (o == 'b')
-            block_size = (uint32_t)strtoul(optarg, NULL, 10);
-        else if (o == 'n')
-            requests = (uint32_t)strtoul(optarg, NULL, 10);
-        else
-            return 2;
+    for (int o; (o = getopt(argc, argv, "p:w:b:n:")) != -1;) {
+        uint32_t value = o == 'p' ? 0 : (uint32_t)strtoul(optarg ? optarg : "", NULL, 10);
+        switch (o) {
+        case 'p': only = optarg; break;
+        case 'w':
+            workers[0] = value;
+            n_sizes = 1;
+            break;
+        case 'b': block_size = value; break;
+        case 'n': requests = value; break;
+        default: return 2;
+        }
     }
-    if (block_size < 16 || block_size > KEY_TOK || !requests || (only && !core_policy_find(only))) {
-        fprintf(stderr, "usage: decide [-p POLICY] [-b BLOCK_SIZE (16..512)] [-n REQUESTS]\n");
+    if (block_size < 16 || block_size > KEY_TOK || !requests || (only && !core_policy_find(only)) ||
+        !workers[0] || workers[0] > MAX_WORKERS) {
+        fprintf(stderr,
+                "usage: decide [-p POLICY] [-w WORKERS (1..%u)] [-b BLOCK_SIZE (16..%u)] "
+                "[-n REQUESTS]\n",
+                MAX_WORKERS, KEY_TOK);
         return 2;
     }
-    printf("ns a request      8 workers       100     1,000    10,000   (block size %u)\n",
-           block_size);
+    printf("ns a request    ");
+    for (uint32_t k = 0; k < n_sizes; k++)
+        printf(" %10u", workers[k]);
+    printf("  workers, block size %u\n", block_size);
     for (uint32_t p = 0; p < core_policies_count; p++) {
         if (only && strcmp(only, core_policies[p]->name) != 0)
             continue;
         printf("%-16s", core_policies[p]->name);
-        for (size_t k = 0; k < sizeof workers / sizeof *workers; k++) {
+        for (uint32_t k = 0; k < n_sizes; k++) {
             double ns[RUNS];
             for (int i = 0; i < RUNS; i++)
                 ns[i] = run(core_policies[p]->name, workers[k], block_size, requests);

@@ -564,14 +564,25 @@ static struct step step_at(const struct walk *k, uint32_t depth)
     return st;
 }
 
-/* From a span on, the last one that as many workers have: steps double while they do, then halve. */
+/* The places where last_alike will look next, should all go well. */
+static void fetch_strides(const struct walk *k, uint32_t from, uint32_t len)
+{
+    for (uint64_t at = from, stride = len; at < k->n_blocks; at += stride) {
+        fetch_ahead(k->x, span_at(k->p, (uint32_t)at, k->n_blocks).name);
+        stride *= 2;
+    }
+}
+
+/* From a span on, the last one that as many workers have: strides double while they do, then halve. */
 static struct step last_alike(const struct walk *k, struct step from)
 {
     struct step low = from;
     uint32_t n = from.e->n, high = k->n_blocks; /* fewer than n have `high`, or it is the end */
-    for (uint32_t stride = 1; low.s.end < k->n_blocks; stride *= 2) {
+    uint32_t len = from.s.end - from.s.start;
+    fetch_strides(k, from.s.end, len);
+    for (uint32_t skip = 0; low.s.end < k->n_blocks; skip = 2 * skip + len) {
         uint32_t left = k->n_blocks - low.s.end;
-        struct step next = step_at(k, low.s.end + (stride - 1 < left ? stride - 1 : left - 1));
+        struct step next = step_at(k, low.s.end + (skip < left ? skip : left - 1));
         if (next.e->n < n) {
             high = next.s.start;
             break;
