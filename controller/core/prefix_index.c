@@ -3,8 +3,8 @@
  *   table     open addressing by span name (linear probing, deletion by moving back)
  *   holders   who has a span, and which of its blocks: one worker in the table itself, or an array
  *             ordered by worker
- *   pairs     (span, worker): references, place among its worker's pairs by last touch
- *   tallies   references block by block, for pairs whose requests use different parts of the span
+ *   ages      with a limit: a worker's spans by last touch
+ *   tallies   references block by block, where requests use different parts of a span
  *
  * The table outgrows the processor's caches, so the slots of a prompt's spans are fetched ahead, a batch
  * at a time: waiting for one of them is waiting for all.
@@ -24,10 +24,11 @@
 #define SIZE_CLASSES 16 /* arrays of holders: 2^class, up to 2^15 */
 #define BATCH 16        /* slots fetched ahead */
 
-/* Blocks of a span that a worker has: bit = depth % 64. */
+/* A worker that has blocks of a span. */
 struct holder {
-    uint64_t mask;
-    uint32_t worker, pair;
+    uint64_t mask; /* which: bit = depth % 64 */
+    uint32_t worker;
+    uint32_t note; /* with a limit: its age; in use: refs, or TALLY + tally; else nothing */
 };
 
 /* A slot of the table; n is 0: empty. */
@@ -41,13 +42,12 @@ struct entry {
     uint8_t size_class;
 };
 
-struct pair {
+struct age {
     uint64_t name;
-    uint32_t worker;
-    uint32_t refs;         /* requests that use it; `what is cached`: 0 */
-    uint32_t tally;        /* NONE: all refs use the same blocks */
-    uint32_t older, newer; /* of the same worker; newer also links free pairs */
+    uint32_t older, newer; /* of the same worker; newer also links free ones */
 };
+
+#define TALLY (UINT32_C(1) << 31)
 
 struct tally {
     uint32_t refs[SPAN_BLOCKS]; /* refs[0] also links free tallies */
@@ -63,8 +63,8 @@ struct prefix_index {
     uint32_t mask, n_entries;
     struct holder *pool;
     uint32_t pool_used, pool_cap, pool_free[SIZE_CLASSES];
-    struct pair *pairs;
-    uint32_t pairs_used, pairs_cap, pairs_free;
+    struct age *ages;
+    uint32_t ages_used, ages_cap, ages_free;
     struct tally *tallies;
     uint32_t tallies_used, tallies_cap, tallies_free;
     struct owner *owners;
@@ -78,7 +78,7 @@ struct prefix_index *prefix_index_new(uint32_t n_workers, uint32_t max_blocks)
         return NULL;
     x->n_workers = n_workers;
     x->max_blocks = max_blocks;
-    x->pairs_free = x->tallies_free = NONE;
+    x->ages_free = x->tallies_free = NONE;
     memset(x->pool_free, 0xff, sizeof x->pool_free);
     x->mask = FIRST_SLOTS - 1;
     x->table = calloc(FIRST_SLOTS, sizeof *x->table);
@@ -98,7 +98,7 @@ void prefix_index_free(struct prefix_index *x)
         return;
     free(x->table);
     free(x->pool);
-    free(x->pairs);
+    free(x->ages);
     free(x->tallies);
     free(x->owners);
     free(x);
@@ -195,7 +195,7 @@ static uint32_t pool_take(struct prefix_index *x, uint8_t size_class)
 {
     uint32_t at = x->pool_free[size_class];
     if (at != NONE) {
-        x->pool_free[size_class] = x->pool[at].pair;
+        x->pool_free[size_class] = x->pool[at].note;
         return at;
     }
     at = x->pool_used;
@@ -206,7 +206,7 @@ static uint32_t pool_take(struct prefix_index *x, uint8_t size_class)
 
 static void pool_give(struct prefix_index *x, uint32_t at, uint8_t size_class)
 {
-    x->pool[at].pair = x->pool_free[size_class];
+    x->pool[at].note = x->pool_free[size_class];
     x->pool_free[size_class] = at;
 }
 
@@ -242,7 +242,7 @@ static uint32_t lower_bound(const struct holder *h, uint32_t n, uint32_t worker)
     return low;
 }
 
-/* ---- pairs */
+/* ---- who has which blocks */
 
 /* Where a holder is. */
 struct place {
@@ -283,37 +283,73 @@ static void set_mask(struct prefix_index *x, struct holder *h, uint64_t mask)
     h->mask = mask;
 }
 
-static void link_newest(struct prefix_index *x, uint32_t p)
+/* ---- ages */
+
+static void link_newest(struct prefix_index *x, uint32_t i, uint32_t worker)
 {
-    struct pair *a = &x->pairs[p];
-    struct owner *o = &x->owners[a->worker];
-    a->newer = NONE;
-    a->older = o->newest;
-    *(o->newest == NONE ? &o->oldest : &x->pairs[o->newest].newer) = p;
-    o->newest = p;
+    struct owner *o = &x->owners[worker];
+    x->ages[i].newer = NONE;
+    x->ages[i].older = o->newest;
+    *(o->newest == NONE ? &o->oldest : &x->ages[o->newest].newer) = i;
+    o->newest = i;
 }
 
-static void unlink_pair(struct prefix_index *x, uint32_t p)
+static void unlink_age(struct prefix_index *x, uint32_t i, uint32_t worker)
 {
-    const struct pair *a = &x->pairs[p];
-    struct owner *o = &x->owners[a->worker];
-    *(a->older == NONE ? &o->oldest : &x->pairs[a->older].newer) = a->newer;
-    *(a->newer == NONE ? &o->newest : &x->pairs[a->newer].older) = a->older;
+    const struct age *a = &x->ages[i];
+    struct owner *o = &x->owners[worker];
+    *(a->older == NONE ? &o->oldest : &x->ages[a->older].newer) = a->newer;
+    *(a->newer == NONE ? &o->newest : &x->ages[a->newer].older) = a->older;
 }
 
-static uint32_t pair_new(struct prefix_index *x, uint64_t name, uint32_t worker)
+static uint32_t age_new(struct prefix_index *x, uint64_t name, uint32_t worker)
 {
-    uint32_t p = x->pairs_free;
-    if (p != NONE) {
-        x->pairs_free = x->pairs[p].newer;
+    uint32_t i = x->ages_free;
+    if (i != NONE) {
+        x->ages_free = x->ages[i].newer;
     } else {
-        p = x->pairs_used++;
-        MEM_GROW(x->pairs, x->pairs_cap, x->pairs_used);
+        i = x->ages_used++;
+        MEM_GROW(x->ages, x->ages_cap, x->ages_used);
     }
-    x->pairs[p] = (struct pair){.name = name, .worker = worker, .tally = NONE};
-    link_newest(x, p);
-    return p;
+    x->ages[i].name = name;
+    link_newest(x, i, worker);
+    return i;
 }
+
+static void age_free(struct prefix_index *x, uint32_t i, uint32_t worker)
+{
+    unlink_age(x, i, worker);
+    x->ages[i].newer = x->ages_free;
+    x->ages_free = i;
+}
+
+/* ---- tallies */
+
+/* `refs` requests, which all use the blocks of mask. */
+static uint32_t tally_new(struct prefix_index *x, uint32_t refs, uint64_t mask)
+{
+    uint32_t t = x->tallies_free;
+    if (t != NONE) {
+        x->tallies_free = x->tallies[t].refs[0];
+    } else {
+        t = x->tallies_used++;
+        MEM_GROW(x->tallies, x->tallies_cap, x->tallies_used);
+    }
+    for (uint32_t i = 0; i < SPAN_BLOCKS; i++)
+        x->tallies[t].refs[i] = mask >> i & 1 ? refs : 0;
+    return TALLY + t;
+}
+
+/* Frees the tally that a note has, if any. */
+static void tally_free(struct prefix_index *x, uint32_t note)
+{
+    if (!(note & TALLY))
+        return;
+    x->tallies[note - TALLY].refs[0] = x->tallies_free;
+    x->tallies_free = note - TALLY;
+}
+
+/* ---- holders come and go */
 
 /* Adds the holder that `find` did not find, without blocks. */
 static struct holder *insert(struct prefix_index *x, struct place at, uint64_t name,
@@ -332,7 +368,9 @@ static struct holder *insert(struct prefix_index *x, struct place at, uint64_t n
     }
     struct holder *h = holders(x, e);
     memmove(&h[at.i + 1], &h[at.i], (e->n - at.i) * sizeof *h);
-    h[at.i] = (struct holder){.worker = worker, .pair = pair_new(x, name, worker)};
+    h[at.i] = (struct holder){.worker = worker};
+    if (x->max_blocks)
+        h[at.i].note = age_new(x, name, worker);
     e->n++;
     return &h[at.i];
 }
@@ -343,24 +381,14 @@ static struct holder *find_or_insert(struct prefix_index *x, uint64_t name, uint
     return at.found ? holder_at(x, at) : insert(x, at, name, worker);
 }
 
-static void tally_free(struct prefix_index *x, struct pair *a)
-{
-    if (a->tally == NONE)
-        return;
-    x->tallies[a->tally].refs[0] = x->tallies_free;
-    x->tallies_free = a->tally;
-}
-
+/* Without its note. */
 static void remove_holder(struct prefix_index *x, struct place at)
 {
     struct entry *e = &x->table[at.slot];
     struct holder *h = holder_at(x, at);
-    uint32_t p = h->pair;
     set_mask(x, h, 0);
-    tally_free(x, &x->pairs[p]);
-    unlink_pair(x, p);
-    x->pairs[p].newer = x->pairs_free;
-    x->pairs_free = p;
+    if (x->max_blocks)
+        age_free(x, h->note, h->worker);
     memmove(h, h + 1, (e->n - at.i - 1u) * sizeof *h);
     e->n--;
     if (!e->n) {
@@ -374,8 +402,18 @@ static void remove_holder(struct prefix_index *x, struct place at)
 
 void prefix_index_forget(struct prefix_index *x, uint32_t worker)
 {
-    while (x->owners[worker].oldest != NONE)
-        remove_holder(x, find(x, x->pairs[x->owners[worker].oldest].name, worker));
+    while (x->max_blocks && x->owners[worker].oldest != NONE)
+        remove_holder(x, find(x, x->ages[x->owners[worker].oldest].name, worker));
+    for (uint32_t i = 0; x->owners[worker].blocks && i <= x->mask;) {
+        const struct entry *e = &x->table[i];
+        struct place at = e->n ? find(x, e->name, worker) : (struct place){0};
+        if (!at.found) {
+            i++;
+            continue;
+        }
+        tally_free(x, holder_at(x, at)->note);
+        remove_holder(x, at); /* may have moved another entry to slot i */
+    }
 }
 
 /* ---- what is cached */
@@ -385,7 +423,7 @@ static void evict(struct prefix_index *x, uint32_t worker)
 {
     const struct owner *o = &x->owners[worker];
     while (x->max_blocks && o->blocks > x->max_blocks) {
-        struct place at = find(x, x->pairs[o->oldest].name, worker);
+        struct place at = find(x, x->ages[o->oldest].name, worker);
         struct holder *h = holder_at(x, at);
         uint64_t mask = h->mask;
         for (uint64_t over = o->blocks - x->max_blocks; mask && over; over--)
@@ -401,9 +439,9 @@ static void store(struct prefix_index *x, uint64_t name, uint64_t mask, uint32_t
 {
     struct holder *h = find_or_insert(x, name, worker);
     set_mask(x, h, h->mask | mask);
-    if (x->max_blocks && x->owners[worker].newest != h->pair) {
-        unlink_pair(x, h->pair);
-        link_newest(x, h->pair);
+    if (x->max_blocks && x->owners[worker].newest != h->note) {
+        unlink_age(x, h->note, worker);
+        link_newest(x, h->note, worker);
     }
 }
 
@@ -468,30 +506,29 @@ void prefix_index_change(struct prefix_index *x, uint32_t worker, uint32_t block
 
 /* ---- what is in use */
 
-static void tally_new(struct prefix_index *x, struct pair *a, uint64_t mask)
-{
-    uint32_t t = x->tallies_free;
-    if (t != NONE) {
-        x->tallies_free = x->tallies[t].refs[0];
-    } else {
-        t = x->tallies_used++;
-        MEM_GROW(x->tallies, x->tallies_cap, x->tallies_used);
-    }
-    a->tally = t;
-    for (uint32_t i = 0; i < SPAN_BLOCKS; i++)
-        x->tallies[t].refs[i] = mask >> i & 1 ? a->refs : 0;
-}
-
 static void add_span(struct prefix_index *x, const struct span *s, uint32_t worker)
 {
     struct holder *h = find_or_insert(x, s->name, worker);
-    struct pair *a = &x->pairs[h->pair];
-    if (a->refs && h->mask != s->mask && a->tally == NONE)
-        tally_new(x, a, h->mask);
-    for (uint64_t m = s->mask; a->tally != NONE && m; m &= m - 1)
-        x->tallies[a->tally].refs[__builtin_ctzll(m)]++;
-    a->refs++;
+    if (h->mask != s->mask && h->mask && !(h->note & TALLY))
+        h->note = tally_new(x, h->note, h->mask);
+    if (h->note & TALLY) {
+        struct tally *t = &x->tallies[h->note - TALLY];
+        for (uint64_t m = s->mask; m; m &= m - 1)
+            t->refs[__builtin_ctzll(m)]++;
+    } else {
+        h->note++;
+    }
     set_mask(x, h, h->mask | s->mask);
+}
+
+/* The blocks that are still in use when one request less uses those of `mask`. */
+static uint64_t untally(struct tally *t, uint64_t used, uint64_t mask)
+{
+    for (uint64_t m = mask & used; m; m &= m - 1) {
+        if (--t->refs[__builtin_ctzll(m)] == 0)
+            used &= ~(m & -m);
+    }
+    return used;
 }
 
 static void drop_span(struct prefix_index *x, const struct span *s, uint32_t worker)
@@ -500,17 +537,17 @@ static void drop_span(struct prefix_index *x, const struct span *s, uint32_t wor
     if (!at.found)
         return;
     struct holder *h = holder_at(x, at);
-    struct pair *a = &x->pairs[h->pair];
-    if (--a->refs == 0) {
-        remove_holder(x, at);
+    uint64_t left = h->mask;
+    if (h->note & TALLY)
+        left = untally(&x->tallies[h->note - TALLY], left, s->mask);
+    else if (--h->note == 0)
+        left = 0;
+    if (left) {
+        set_mask(x, h, left);
         return;
     }
-    uint64_t mask = h->mask;
-    for (uint64_t m = s->mask & mask; a->tally != NONE && m; m &= m - 1) {
-        if (--x->tallies[a->tally].refs[__builtin_ctzll(m)] == 0)
-            mask &= ~(m & -m);
-    }
-    set_mask(x, h, mask);
+    tally_free(x, h->note);
+    remove_holder(x, at);
 }
 
 static void for_each_span(struct prefix_index *x, const struct prefix_chain *p, uint32_t n_blocks,

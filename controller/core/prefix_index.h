@@ -18,9 +18,9 @@
  * workers has a span much deeper, everything between is taken as theirs too (prefixes are evicted from
  * their ends), so that a long shared prompt costs a few probes.
  *
- * Memory: 64 to 128 bytes a span + 32 a pair of span and worker, + 16 to 32 a pair where several workers
- * have the span. Grows with what is there, never shrinks; like all growth after construction, it aborts
- * when the system has no memory (mem.h).
+ * Memory: 64 to 128 bytes a span, + 16 to 32 for each worker that has it where these are several, + 16
+ * each with a limit. Grows with what is there, never shrinks; like all growth after construction, it
+ * aborts when the system has no memory (mem.h).
  */
 #ifndef WEIR_PREFIX_INDEX_H
 #define WEIR_PREFIX_INDEX_H
@@ -66,7 +66,7 @@ void prefix_index_add(struct prefix_index *x, const struct prefix_chain *p, uint
 void prefix_index_drop(struct prefix_index *x, const struct prefix_chain *p, uint32_t n_blocks,
                        uint32_t worker);
 
-/* Forgets everything of worker. */
+/* Forgets everything of worker. Without a limit, this looks at every span that is there. */
 void prefix_index_forget(struct prefix_index *x, uint32_t worker);
 
 /* How many different blocks worker has. */
