@@ -42,15 +42,19 @@ static uint32_t pick_waiting(const struct engine *e)
     return best;
 }
 
+/* Draft tokens that a request which generates needs room for. */
+static uint32_t draft_tok(const struct engine *e, const struct seq *q)
+{
+    uint32_t left = q->spec.output_tok - q->out, gamma = e->c.step.spec_gamma;
+    if (!q->out)
+        return 0;
+    return gamma < left ? gamma : left;
+}
+
 /* Blocks for n more tokens of a running request; with speculation also for the drafts. */
 static bool grow(struct engine *e, struct seq *q, uint32_t n)
 {
-    uint64_t tok = (uint64_t)q->computed + n;
-    if (q->out && e->c.step.spec_gamma) {
-        uint32_t left = q->spec.output_tok - q->out;
-        tok += e->c.step.spec_gamma < left ? e->c.step.spec_gamma : left;
-    }
-    uint32_t want = blocks_for(e, tok);
+    uint32_t want = blocks_for(e, (uint64_t)q->computed + n + draft_tok(e, q));
     if (want > q->hold.n_blocks) {
         if (want - q->hold.n_blocks > kv_free_blocks(&e->kv))
             return false;
@@ -114,7 +118,9 @@ static bool admit_one(struct engine *e, uint32_t *budget, uint32_t cap)
     struct kv_match m = {0, 0};
     if (!q->kv_came) {
         m = kv_lookup(&e->kv, &q->spec, (tok - 1) / bs);
-        if (engine_new_blocks(&m, blocks_for(e, tok)) > kv_free_blocks(&e->kv)) {
+        /* without the drafts it would be back here at once */
+        uint32_t blocks = blocks_for(e, (uint64_t)tok + draft_tok(e, q));
+        if (engine_new_blocks(&m, blocks) > kv_free_blocks(&e->kv)) {
             e->waiting_blocked = true;
             return false;
         }

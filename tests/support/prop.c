@@ -7,6 +7,9 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+/* A case that runs longer hangs: it is ended, and named. Cases take milliseconds, and ctest's own limit is 300. */
+#define CASE_SECONDS 200u
+
 static const char *running; /* NULL: no case is */
 static uint64_t running_seed;
 
@@ -61,14 +64,17 @@ void prop_run(const char *what, uint32_t cases, void (*one)(uint64_t seed))
     printf("%s: seeds %llu to %llu\n", what, (unsigned long long)first, (unsigned long long)last);
     fflush(stdout);
     signal(SIGABRT, on_abort);
+    signal(SIGALRM, on_abort);
     if (__sanitizer_set_death_callback)
         __sanitizer_set_death_callback(tell);
     for (uint64_t seed = first; seed <= last; seed++) {
         running = what;
         running_seed = seed;
+        alarm(CASE_SECONDS);
         one(seed);
     }
     running = NULL;
+    alarm(0);
 }
 
 int prop_teardown(void **state)
