@@ -41,7 +41,8 @@ skip() {
     printf 'skipped %s\n' "$1"
     skipped=$((skipped + 1))
 }
-attribute() { grep -o -m1 " $1=\"[0-9]*\"" "$2" | head -n 1 | tr -dc 0-9; }
+# An attribute of the <testsuite> element, which ctest spreads over lines.
+attribute() { sed -n "s/^.*[[:space:]]$1=\"\([0-9]*\)\".*/\1/p" "$2" | head -n 1; }
 
 # Configure and build a preset; a build that fails counts as one failed case.
 build() {
