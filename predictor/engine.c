@@ -158,7 +158,8 @@ static int reserve_as(struct engine *dst, const struct engine *src)
         MEM_RESERVE(dst->seqs, dst->seqs_cap, src->seqs_used) ||
         MEM_RESERVE(dst->running, dst->running_cap, src->n_running) ||
         MEM_RESERVE(dst->batch, dst->batch_cap, src->n_batch) ||
-        MEM_RESERVE(dst->ends, dst->ends_cap, src->paced ? (uint32_t)src->steps : 0))
+        MEM_RESERVE(dst->ends, dst->ends_cap,
+                    src->skip_form == SKIP_ENDS ? (uint32_t)src->steps : 0))
         return WEIR_E_NOMEM;
     return 0;
 }
@@ -202,7 +203,7 @@ int engine_copy(struct engine *dst, const struct engine *src)
     MEM_COPY(dst->batch, src->batch, src->n_batch);
     dst->ends = old.ends;
     dst->ends_cap = old.ends_cap;
-    if (src->paced && src->skipping && src->in_pass)
+    if (src->skip_form == SKIP_ENDS && src->skipping && src->in_pass)
         MEM_COPY(dst->ends, src->ends, (uint32_t)src->steps);
     dst->events = old.events;
     dst->events_cap = old.events_cap;
@@ -618,40 +619,63 @@ static void decode_blocks(struct engine *e, uint64_t n)
     }
 }
 
-/* The times of decode-only passes of the running batch, one after the other. */
-#define WALK_PASSES 64u
+/* ---- the times of decode-only passes taken together. The sum is a closed form with some step models; where
+ * blocks are counted, all passes up to the next block take equally long; else the ends of the passes are
+ * written down when they are planned. */
 
+/* Most passes planned when their ends have to be written down. */
+#define MAX_ENDS 512u
+/* So many are worked out at once: from PS_LIMIT on their sum stays inside 64 bits, as none takes longer than
+ * STEP_MAX_PS. */
+#define ENDS_PART 32u
+_Static_assert((INT64_MAX - PS_LIMIT) / STEP_MAX_PS >= ENDS_PART, "a sum could overflow");
+
+static enum skip_form skip_form(const struct engine *e)
+{
+    if (e->c.step.linear_decode && e->slow == 1)
+        return SKIP_CLOSED;
+    /* DynoSim 1.4.2 tells the step model of whole blocks: its polynomial changes only when one is taken */
+    if (e->c.scheduler == SCHED_DYNOSIM && e->c.dynosim_version == DYNOSIM_1_4_2 &&
+        (e->c.step.form == STEP_POLYNOMIAL || e->c.step.form == STEP_TABLE))
+        return SKIP_BLOCKS;
+    return SKIP_ENDS;
+}
+
+/* What the running requests are when all decode. */
+static struct step_batch decode_batch(const struct engine *e)
+{
+    struct step_batch b = {.decode_reqs = e->n_running,
+                           .peer_tok = e->peer_tok,
+                           .total_kv_tok = (uint64_t)e->kv.usable * e->c.block_size};
+    for (uint32_t i = 0; i < e->n_running; i++)
+        b.decode_ctx_tok += e->seqs[e->running[i]].computed + 1;
+    b.active_kv_tok = b.decode_ctx_tok;
+    return b;
+}
+
+/* What each decode-only pass of b's requests takes more than the one before, with a closed form. */
+static __int128 decode_growth_ps(const struct engine *e, const struct step_batch *b)
+{
+    return (__int128)e->c.step.k_ps * b->decode_reqs;
+}
+
+/* Goes along the planned passes when blocks are counted, from group to group of equally long ones. */
 struct walk {
     struct step_batch b; /* of the next pass */
-    uint64_t done;       /* passes before it */
-    uint64_t n;          /* passes that walk_next gave: */
-    bool equal;          /* all take ps[0], else pass i takes ps[i] */
-    int64_t ps[WALK_PASSES];
+    uint64_t done;       /* passes so far */
+    uint64_t n;          /* the last of them, the group */
+    int64_t ps;          /* how long each of the group takes */
 };
-
-/* DynoSim 1.4.2 tells the step model of whole blocks: its polynomial changes only when one is taken. */
-static bool counts_blocks(const struct engine *e)
-{
-    return e->c.scheduler == SCHED_DYNOSIM && e->c.dynosim_version == DYNOSIM_1_4_2 &&
-           (e->c.step.form == STEP_POLYNOMIAL || e->c.step.form == STEP_TABLE);
-}
 
 static void walk_start(const struct engine *e, struct walk *w)
 {
-    w->done = w->n = 0;
-    w->b = (struct step_batch){.decode_reqs = e->n_running,
-                               .peer_tok = e->peer_tok,
-                               .total_kv_tok = (uint64_t)e->kv.usable * e->c.block_size};
-    for (uint32_t i = 0; i < e->n_running; i++)
-        w->b.decode_ctx_tok += e->seqs[e->running[i]].computed + 1;
-    w->b.active_kv_tok = w->b.decode_ctx_tok;
-    if (counts_blocks(e))
-        w->b.active_kv_tok = (uint64_t)e->step_blocks * e->c.block_size;
+    *w = (struct walk){.b = decode_batch(e)};
+    w->b.active_kv_tok = (uint64_t)e->step_blocks * e->c.block_size;
 }
 
-/* Goes on to the next pass in which blocks are taken, at most `max` passes; they take equally long. (With a
- * table, which looks at the context as well: to the next pass.) */
-static void walk_block(const struct engine *e, struct walk *w, uint64_t max)
+/* Goes on to the next pass in which blocks are taken, at most `max` passes. (With a table, which looks at the
+ * context as well: to the next pass.) */
+static void walk_next(const struct engine *e, struct walk *w, uint64_t max)
 {
     uint32_t bs = e->c.block_size, taken = 0;
     uint64_t n = e->c.step.form == STEP_TABLE ? 1 : max;
@@ -663,27 +687,71 @@ static void walk_block(const struct engine *e, struct walk *w, uint64_t max)
     for (uint32_t i = 0; i < e->n_running; i++) {
         taken += (e->seqs[e->running[i]].computed + w->done + n) % bs == 0;
     }
-    w->equal = true;
     w->n = n;
-    w->ps[0] = pass_time(e, &w->b);
+    w->ps = pass_time(e, &w->b);
     w->b.active_kv_tok += (uint64_t)taken * bs;
+    w->b.decode_ctx_tok += n * w->b.decode_reqs;
+    w->done += n;
 }
 
-/* The next passes, at most max (>= 1). */
-static void walk_next(const struct engine *e, struct walk *w, uint64_t max)
+/* Smallest n in 1..max of the passes so that the n-th ends at or after `until`; *end is when. */
+static uint64_t walk_until(const struct engine *e, uint64_t max, int64_t until, int64_t *end)
 {
-    if (counts_blocks(e)) {
-        walk_block(e, w, max);
-    } else {
-        w->equal = false;
-        w->n = max < WALK_PASSES ? max : WALK_PASSES;
-        step_decode_run(&e->c.step, &w->b, w->b.decode_reqs, (uint32_t)w->n, w->ps);
-        for (uint32_t i = 0; e->slow != 1 && i < w->n; i++)
-            w->ps[i] = slowed(e, w->ps[i]);
-        w->b.active_kv_tok += w->n * w->b.decode_reqs;
+    struct walk w;
+    walk_start(e, &w);
+    int64_t t = e->start_ps;
+    uint64_t n = 0;
+    until = until < PS_LIMIT ? until : PS_LIMIT;
+    do {
+        walk_next(e, &w, max - n);
+        uint64_t part = w.n;
+        int64_t span = until - t;
+        if (span <= w.ps || (uint64_t)(span / w.ps) < part)
+            part = span <= 0 ? 1 : (uint64_t)((span - 1) / w.ps + 1);
+        t += (int64_t)part * w.ps;
+        n += part;
+    } while (n < max && t < until);
+    *end = t;
+    return n;
+}
+
+/* The times of n decode-only passes, of which b is the first; b becomes the one after them. */
+static void decode_times(const struct engine *e, struct step_batch *b, uint32_t n, int64_t *ps)
+{
+    step_decode_run(&e->c.step, b, b->decode_reqs, n, ps);
+    for (uint32_t i = 0; e->slow != 1 && i < n; i++)
+        ps[i] = slowed(e, ps[i]);
+    b->active_kv_tok += (uint64_t)n * b->decode_reqs;
+    b->decode_ctx_tok += (uint64_t)n * b->decode_reqs;
+}
+
+/* Writes down the ends of the next passes, so many that the last is at or after `until`, at most max and
+ * MAX_ENDS; returns how many. */
+static uint64_t plan_ends(struct engine *e, uint64_t max, int64_t until)
+{
+    struct step_batch b = decode_batch(e);
+    int64_t t = e->start_ps, ps[ENDS_PART];
+    uint32_t done = 0, end = max < MAX_ENDS ? (uint32_t)max : MAX_ENDS;
+    until = until < PS_LIMIT ? until : PS_LIMIT;
+    MEM_GROW(e->ends, e->ends_cap, end);
+    do {
+        uint32_t n = end - done < ENDS_PART ? end - done : ENDS_PART;
+        decode_times(e, &b, n, ps);
+        for (uint32_t i = 0; i < n; i++)
+            e->ends[done++] = t += ps[i];
+    } while (done < end && t < until);
+    return done;
+}
+
+/* Smallest n in 1..max of the passes so that ends[n - 1] is at or after `until`. */
+static uint64_t ends_until(const struct engine *e, uint64_t max, int64_t until)
+{
+    uint64_t lo = 0, hi = max; /* n is in lo + 1 .. hi */
+    while (hi - lo > 1) {
+        uint64_t mid = (lo + hi) / 2;
+        *(e->ends[mid - 1] < until ? &lo : &hi) = mid;
     }
-    w->b.decode_ctx_tok += w->n * w->b.decode_reqs;
-    w->done += w->n;
+    return hi;
 }
 
 /* Smallest n in 1..max of the passes of a closed form so that the n-th ends at or after `until`. */
@@ -705,55 +773,14 @@ static uint64_t closed_until(const struct engine *e, uint64_t max, int64_t until
     return n;
 }
 
-/* Passes of w, at most w->n and at least one, so that the last ends at or after `until` if it can; t moves to
- * its end. */
-static uint64_t walk_until(const struct walk *w, int64_t *t, int64_t until)
-{
-    uint64_t n = 0;
-    if (!w->equal) {
-        do
-            *t += w->ps[n++];
-        while (n < w->n && *t < until);
-        return n;
-    }
-    n = w->n;
-    int64_t span = until - *t;
-    if (span <= w->ps[0] || (uint64_t)(span / w->ps[0]) < n) {
-        n = span <= 0 ? 1 : (uint64_t)((span - 1) / w->ps[0] + 1);
-    }
-    *t += (int64_t)n * w->ps[0];
-    return n;
-}
-
 /* Smallest n in 1..max of the planned passes so that the n-th ends at or after `until`; *end is when. */
 static uint64_t passes_until(const struct engine *e, uint64_t max, int64_t until, int64_t *end)
 {
-    uint64_t n = 0;
-    if (e->paced) {
-        uint64_t high = max - 1; /* the first of ends[] that is not before until, or the last */
-        while (n < high) {
-            uint64_t mid = (n + high) / 2;
-            if (e->ends[mid] < until)
-                n = mid + 1;
-            else
-                high = mid;
-        }
-        *end = e->ends[n];
-        return n + 1;
-    }
-    if (e->closed_form) {
-        n = closed_until(e, max, until);
-        *end = e->start_ps + closed_sum(e, n);
-        return n;
-    }
-    struct walk w;
-    walk_start(e, &w);
-    int64_t t = e->start_ps;
-    do {
-        walk_next(e, &w, max - n);
-        n += walk_until(&w, &t, until);
-    } while (n < max && t < until);
-    *end = t;
+    if (e->skip_form == SKIP_BLOCKS)
+        return walk_until(e, max, until, end);
+    bool closed = e->skip_form == SKIP_CLOSED;
+    uint64_t n = closed ? closed_until(e, max, until) : ends_until(e, max, until);
+    *end = closed ? e->start_ps + closed_sum(e, n) : e->ends[n - 1];
     return n;
 }
 
@@ -783,10 +810,8 @@ static void change_blocks(struct engine *e, int64_t now)
         decode_blocks(e, e->steps);
 }
 
-/* Most passes taken together, and without a closed form of their sum. As no pass takes longer than STEP_MAX_PS
- * and none begins after PS_LIMIT, sums of times stay inside 64 bits. */
+/* Most passes taken together. */
 #define MAX_SKIP (UINT64_C(1) << 18)
-#define MAX_OPEN_SKIP ((uint64_t)(PS_LIMIT / STEP_MAX_PS))
 
 /* How many decode-only passes can be taken without the scheduler having anything to decide; 0: ask it. */
 static uint64_t skippable(const struct engine *e)
@@ -843,18 +868,16 @@ static uint64_t limited(int64_t a, __int128 d, uint64_t n)
 
 static void start_skip(struct engine *e, uint64_t n, int64_t horizon)
 {
-    e->paced = false;
-    e->closed_form = e->c.step.linear_decode && e->slow == 1;
+    e->skip_form = skip_form(e);
     e->step_blocks = first_step_blocks(e);
-    if (e->closed_form) {
-        struct walk w;
-        walk_start(e, &w);
-        __int128 d = (__int128)e->c.step.k_ps * w.b.decode_reqs;
-        e->step_a_ps = step_time_ps(&e->c.step, &w.b);
+    if (e->skip_form == SKIP_CLOSED) {
+        struct step_batch b = decode_batch(e);
+        __int128 d = decode_growth_ps(e, &b);
+        e->step_a_ps = step_time_ps(&e->c.step, &b);
         n = limited(e->step_a_ps, d, n);
         e->step_d_ps = n > 1 ? (int64_t)d : 0;
-    } else if (n > MAX_OPEN_SKIP) {
-        n = MAX_OPEN_SKIP;
+    } else if (e->skip_form == SKIP_ENDS) {
+        n = plan_ends(e, n, horizon);
     }
     e->skipping = e->in_pass = true;
     e->steps = passes_until(e, n, horizon, &e->end_ps);
@@ -962,29 +985,36 @@ int64_t engine_begin_pass(struct engine *e)
 
 void engine_decode_times(struct engine *e, uint32_t n, int64_t *ps)
 {
-    struct walk w;
-    e->step_blocks = first_step_blocks(e);
-    walk_start(e, &w);
-    int64_t a = step_time_ps(&e->c.step, &w.b);
-    __int128 d = (__int128)e->c.step.k_ps * w.b.decode_reqs;
-    if (e->c.step.linear_decode && e->slow == 1 && limited(a, d, n) == n) {
+    struct step_batch b = decode_batch(e);
+    enum skip_form form = skip_form(e);
+    if (form == SKIP_BLOCKS) {
+        struct walk w;
+        e->step_blocks = first_step_blocks(e);
+        walk_start(e, &w);
+        while (w.done < n) {
+            int64_t *part = ps + w.done;
+            walk_next(e, &w, n - w.done);
+            for (uint64_t i = 0; i < w.n; i++)
+                part[i] = w.ps;
+        }
+        return;
+    }
+    int64_t a = step_time_ps(&e->c.step, &b);
+    __int128 d = decode_growth_ps(e, &b);
+    if (form == SKIP_CLOSED && limited(a, d, n) == n) {
         for (uint32_t i = 0; i < n; i++, a += (int64_t)d)
             ps[i] = a;
         return;
     }
-    for (uint32_t i = 0; i < n; i += (uint32_t)w.n) {
-        walk_next(e, &w, n - i);
-        for (uint32_t k = 0; k < w.n; k++)
-            ps[i + k] = w.equal ? w.ps[0] : w.ps[k];
-    }
+    decode_times(e, &b, n, ps);
 }
 
 void engine_begin_paced(struct engine *e, const int64_t *ends, uint32_t n)
 {
     MEM_GROW(e->ends, e->ends_cap, n);
     memcpy(e->ends, ends, n * sizeof *ends);
-    e->paced = e->skipping = e->in_pass = true;
-    e->closed_form = false;
+    e->skipping = e->in_pass = true;
+    e->skip_form = SKIP_ENDS;
     e->steps = n;
     e->end_ps = ends[n - 1];
 }
@@ -1055,54 +1085,46 @@ static void compact_running(struct engine *e)
     e->all_decode = all;
 }
 
-/* Adds the gaps of passes [from, to) as far as w's last group has them, each `weight` times. */
-static void group_gaps(struct engine *e, const struct walk *w, uint64_t from, uint64_t to,
-                       uint64_t weight)
+/* Adds the gaps before the tokens of passes [from, to) of those taken together, each `weight` times. w: where
+ * blocks are counted; is at or before the group of `from`. */
+static void add_gaps(struct engine *e, struct walk *w, uint64_t from, uint64_t to, uint64_t weight)
 {
-    uint64_t start = w->done - w->n;
-    from = from > start ? from : start;
-    to = to < w->done ? to : w->done;
-    if (from >= to)
+    if (e->skip_form == SKIP_CLOSED) {
+        hist_add_series(e->itl, e->step_a_ps + (int64_t)from * e->step_d_ps, e->step_d_ps,
+                        to - from, weight);
         return;
-    if (w->equal)
-        hist_add_series(e->itl, w->ps[0], 0, to - from, weight);
-    else
-        hist_add_run(e->itl, w->ps + (from - start), (uint32_t)(to - from), weight);
+    }
+    while (from < to) {
+        uint64_t n = to - from;
+        if (e->skip_form == SKIP_BLOCKS) {
+            if (w->done <= from) {
+                walk_next(e, w, e->steps - w->done);
+                continue;
+            }
+            n = w->done - from < n ? w->done - from : n;
+            hist_add_series(e->itl, w->ps, 0, n, weight);
+        } else {
+            int64_t gap[128], before = from ? e->ends[from - 1] : e->start_ps;
+            n = n < 128 ? n : 128;
+            for (uint32_t i = 0; i < n; i++) {
+                gap[i] = e->ends[from + i] - before;
+                before = e->ends[from + i];
+            }
+            hist_add_run(e->itl, gap, (uint32_t)n, weight);
+        }
+        from += n;
+    }
 }
 
-/* The gaps between the tokens of `m` passes taken together, the first left to requests that are not
- * on_time; `live` of the running requests get the last pass's token, the others were aborted in it. w has
- * given its first passes, unless there is a closed form. */
-static void skip_itl(struct engine *e, struct walk *w, uint64_t m, uint32_t on_time, uint32_t live)
+/* The gaps between the tokens of the passes taken together, the first left to requests that are not on_time;
+ * `live` of the running requests get the last pass's token, the others were aborted in it. */
+static void skip_itl(struct engine *e, struct walk *w, uint32_t on_time, uint32_t live)
 {
     bool uniform = on_time == live && live == e->n_running;
-    uint64_t first = uniform ? 0 : 1, last = uniform || m == 1 ? m : m - 1;
-    if (e->paced) {
-        int64_t before = e->start_ps;
-        for (uint64_t i = 0; i < m; before = e->ends[i++])
-            hist_add(e->itl, e->ends[i] - before,
-                     i < first  ? on_time
-                     : i < last ? e->n_running
-                                : live);
-        return;
-    }
-    if (e->closed_form) {
-        int64_t a = e->step_a_ps, d = e->step_d_ps;
-        if (first)
-            hist_add(e->itl, a, on_time);
-        hist_add_series(e->itl, a + (int64_t)first * d, d, last - first, e->n_running);
-        if (last < m)
-            hist_add(e->itl, a + (int64_t)last * d, live);
-        return;
-    }
-    for (;;) {
-        group_gaps(e, w, 0, first, on_time);
-        group_gaps(e, w, first, last, e->n_running);
-        group_gaps(e, w, last, m, live);
-        if (w->done == m)
-            return;
-        walk_next(e, w, m - w->done);
-    }
+    uint64_t m = e->steps, first = uniform ? 0 : 1, last = uniform || m == 1 ? m : m - 1;
+    add_gaps(e, w, 0, first, on_time);
+    add_gaps(e, w, first, last, e->n_running);
+    add_gaps(e, w, last, m, live);
 }
 
 static void end_skip(struct engine *e)
@@ -1111,12 +1133,12 @@ static void end_skip(struct engine *e)
     int64_t first_ps = e->step_a_ps;
     uint32_t on_time = 0, live = 0;
     struct walk w;
-    if (e->paced) {
+    if (e->skip_form == SKIP_ENDS) {
         first_ps = e->ends[0] - e->start_ps;
-    } else if (!e->closed_form) {
+    } else if (e->skip_form == SKIP_BLOCKS) {
         walk_start(e, &w);
         walk_next(e, &w, m);
-        first_ps = w.ps[0];
+        first_ps = w.ps;
     }
     for (uint32_t i = 0; i < e->n_running; i++) {
         const struct seq *q = &e->seqs[e->running[i]];
@@ -1129,7 +1151,7 @@ static void end_skip(struct engine *e)
             hist_add(e->itl, e->start_ps + first_ps - q->last_token_ps, 1);
     }
     if (e->itl)
-        skip_itl(e, &w, m, on_time, live);
+        skip_itl(e, &w, on_time, live);
     decode_blocks(e, m);
     for (uint32_t i = 0; i < e->n_running; i++) {
         uint32_t slot = e->running[i];

@@ -68,6 +68,13 @@ struct batch_item {
     bool decode;
 };
 
+/* How the times of decode-only passes taken together are known. */
+enum skip_form {
+    SKIP_CLOSED, /* pass i takes a + i*d */
+    SKIP_BLOCKS, /* equally long up to the next pass that takes blocks */
+    SKIP_ENDS,   /* pass i ends at ends[i]: planned so, or in step with others (dp.c) */
+};
+
 struct engine {
     struct engine_config c;
     const struct sched_ops *ops;
@@ -90,13 +97,12 @@ struct engine {
     uint32_t n_batch, batch_cap;
     bool in_pass, skipping;
     int64_t start_ps, end_ps;
-    int64_t ended_ps;             /* when the last pass ended */
-    uint64_t steps;               /* skipping: how many */
-    int64_t step_a_ps, step_d_ps; /* skipping with a closed form: pass i takes a + i*d */
-    bool closed_form;
-    uint32_t step_blocks; /* skipping: blocks in use in the first pass */
-    bool paced;           /* skipping in step with others: pass i ends at ends[i] */
-    int64_t *ends;
+    int64_t ended_ps; /* when the last pass ended */
+    uint64_t steps;   /* skipping: how many */
+    enum skip_form skip_form;
+    int64_t step_a_ps, step_d_ps; /* SKIP_CLOSED */
+    uint32_t step_blocks;         /* skipping: blocks in use in the first pass */
+    int64_t *ends;                /* SKIP_ENDS: `steps` of them */
     uint32_t ends_cap;
 
     bool ready; /* at a boundary: something may have changed since the last scheduling */

@@ -288,19 +288,25 @@ static bool run_range(const int64_t *v, uint32_t n, int64_t *low, int64_t *high)
     return *low >= 0 && *high < RUN_LIMIT;
 }
 
-static void run_part(struct hist *h, const int64_t *v, uint32_t n, uint64_t weight)
+static void run_buckets(struct hist *h, const int64_t *v, uint32_t n, uint64_t weight)
 {
-    u128 squares = 0;
-    uint64_t sum = 0;
     for (uint32_t i = 0, same; i < n; i += same) {
         unsigned shift = shift_of((uint64_t)v[i]);
         uint64_t top = (uint64_t)v[i] >> shift;
-        for (same = 0; i + same < n && (uint64_t)v[i + same] >> shift == top; same++) {
-            uint64_t x = (uint64_t)v[i + same];
-            sum += x;
-            squares += (u128)x * x;
-        }
+        for (same = 1; i + same < n && (uint64_t)v[i + same] >> shift == top;)
+            same++;
         bucket_add(h, shift * SUB + (uint32_t)top, same * weight);
+    }
+}
+
+static void run_moments(struct hist *h, const int64_t *v, uint32_t n, uint64_t weight)
+{
+    u128 squares = 0;
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t x = (uint64_t)v[i];
+        sum += x;
+        squares += (u128)x * x;
     }
     h->sum += (u128)sum * weight;
     h->count += n * weight;
@@ -315,7 +321,11 @@ void hist_add_run(struct hist *h, const int64_t *values_ps, uint32_t n, uint64_t
         int64_t low, high;
         if (run_range(values_ps + i, part, &low, &high)) {
             range_add(h, low, high);
-            run_part(h, values_ps + i, part, weight);
+            if (bucket_of((uint64_t)low) == bucket_of((uint64_t)high))
+                bucket_add(h, bucket_of((uint64_t)low), part * weight);
+            else
+                run_buckets(h, values_ps + i, part, weight);
+            run_moments(h, values_ps + i, part, weight);
             continue;
         }
         for (uint32_t k = i; k < i + part; k++)

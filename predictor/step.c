@@ -269,12 +269,21 @@ int64_t step_prefill_ps(const struct step_model *m, uint32_t reqs, uint64_t new_
     return to_ps((m->prefill_c[0] * t + m->prefill_c[1]) * t + m->prefill_c[2]);
 }
 
-static inline int64_t polynomial_decode_ps(const struct step_model *m, uint64_t kv_tok,
-                                           double total_kv_tok)
+/* Share of the capacity that a token takes; infinite where there is none: u is 1 then, see below. */
+static inline double tok_share(uint64_t total_kv_tok)
 {
-    double kv = (double)(int64_t)kv_tok, u = kv < total_kv_tok ? kv / total_kv_tok : 1;
+    return total_kv_tok ? 1 / (double)total_kv_tok : __builtin_inf();
+}
+
+/* to_ps of a time that is not negative, without a branch. */
+static inline int64_t polynomial_decode_ps(const struct step_model *m, int64_t kv_tok, double share)
+{
+    double u = (double)kv_tok * share;
+    u = u < 1 ? u : 1; /* NaN, 0 of 0: 1 */
     double t = (m->decode_c[0] * u + m->decode_c[1]) * u + m->decode_c[2];
-    return to_ps(t > m->decode_min_ps ? t : m->decode_min_ps);
+    t = t > m->decode_min_ps ? t : m->decode_min_ps;
+    t = t < (double)STEP_MAX_PS ? t : (double)STEP_MAX_PS;
+    return (int64_t)(t + 0.5);
 }
 
 int64_t step_decode_ps(const struct step_model *m, uint32_t reqs, uint64_t active_kv_tok,
@@ -284,7 +293,7 @@ int64_t step_decode_ps(const struct step_model *m, uint32_t reqs, uint64_t activ
         return 0;
     if (m->form == STEP_TABLE)
         return table_decode_ps(m, (double)active_kv_tok, (double)ctx_tok / reqs) + m->draft_ps;
-    return polynomial_decode_ps(m, active_kv_tok, (double)total_kv_tok) + m->draft_ps;
+    return polynomial_decode_ps(m, (int64_t)active_kv_tok, tok_share(total_kv_tok)) + m->draft_ps;
 }
 
 int64_t step_time_ps(const struct step_model *m, const struct step_batch *b)
@@ -312,11 +321,16 @@ void step_decode_run(const struct step_model *m, const struct step_batch *b, uin
         }
         return;
     }
+    const struct step_model c = *m; /* cannot be changed by writing to ps */
+    int64_t kv_tok = (int64_t)b->active_kv_tok, grow = (int64_t)grow_kv_tok;
+    double share = tok_share(b->total_kv_tok);
     for (uint32_t i = 0; i < n; i++) {
-        int64_t t =
-            polynomial_decode_ps(m, b->active_kv_tok + i * grow_kv_tok, (double)b->total_kv_tok) +
-            m->draft_ps;
-        ps[i] = pass_ps(t);
+        ps[i] = polynomial_decode_ps(&c, kv_tok, share);
+        kv_tok += grow;
+    }
+    if (c.draft_ps || c.decode_min_ps < 1) {
+        for (uint32_t i = 0; i < n; i++)
+            ps[i] = pass_ps(ps[i] + c.draft_ps);
     }
 }
 
