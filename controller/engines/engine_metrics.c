@@ -229,9 +229,11 @@ static void orca_json(struct engine_metrics *m, const char *s, size_t len)
     yyjson_doc *doc = yyjson_read(s, len, 0);
     yyjson_val *named = yyjson_obj_get(yyjson_doc_get_root(doc), "named_metrics"), *key, *v;
     size_t i, n;
-    yyjson_obj_foreach (named, i, n, key, v) {
-        if (yyjson_is_num(v))
-            orca_value(m, yyjson_get_str(key), yyjson_get_len(key), yyjson_get_num(v));
+    if (yyjson_is_obj(named)) {
+        yyjson_obj_foreach (named, i, n, key, v) {
+            if (yyjson_is_num(v))
+                orca_value(m, yyjson_get_str(key), yyjson_get_len(key), yyjson_get_num(v));
+        }
     }
     yyjson_doc_free(doc);
 }
