@@ -311,7 +311,7 @@ void tiers_run(struct engine *e, int64_t now)
         kv_release(&e->kv, &gpu);
         engine_room_made(e);
     }
-    while (t->next_load_ps <= now) {
+    while (t->next_load_ps <= now && t->next_load_ps < PS_NEVER) {
         uint32_t i = 0;
         while (t->seqs[t->loading[i]].due_ps > t->next_load_ps)
             i++;

@@ -246,7 +246,7 @@ static void write_on(struct tier *t, int64_t now)
 
 bool tier_complete(struct tier *t, int64_t now, struct kv_hold *gpu)
 {
-    if (tier_next_ps(t) > now)
+    if (t->stored == t->end || tier_next_ps(t) > now)
         return false;
     struct tier_job *j = job_at(t, t->stored++);
     struct request_spec s = job_spec(t, j);

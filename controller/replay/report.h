@@ -29,7 +29,7 @@ struct report_request {
 
 struct report_worker {
     uint32_t pool;
-    int64_t busy_ps, up_ps; /* time in steps; time up (ready) */
+    int64_t busy_ps, up_ps; /* time in steps; time it held its GPUs, start-up included */
     uint64_t requests, prompt_tok, output_tok, reused_tok, preemptions, passes;
     /* tiers below the GPU: loaded from host memory and from the shared store; copied down; no room for */
     uint64_t host_tok, shared_tok, stored_tok, not_stored_tok;

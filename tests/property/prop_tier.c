@@ -505,6 +505,54 @@ static void clone_goes_on(uint64_t seed)
     play_free(p);
 }
 
+/* Workers that run only when something is sent to them do the same. */
+static void same_lazy(uint64_t seed)
+{
+    static struct world w;
+    struct rng r;
+    struct cluster_event ev;
+    rng_init(&r, seed);
+    random_world(&r, &w);
+    w.pd = false;
+    w.n_faults = 0;
+    for (uint32_t i = 0; i < w.n_workers; i++) {
+        w.workers[i].engine.role = ROLE_BOTH;
+        w.workers[i].engine.num_shared_blocks = 0; /* or they could not be lazy */
+    }
+    for (uint32_t h = 0; h < w.n_requests; h++)
+        w.cancel_ps[h] = PS_NEVER;
+    struct play *p = play_new(&w, false);
+    play(p, PS_NEVER);
+    w.options.lazy = true;
+    struct play *lazy = play_new(&w, chance(&r, 0.2));
+    assert_int_equal(cluster_next_ps(lazy->c), PS_NEVER);
+    while (lazy->next < w.n_requests) {
+        lazy->now_ps = w.spec[lazy->next].arrival_ps;
+        own_events(lazy);
+    }
+    cluster_drain(lazy->c);
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < p->n_log; i++)
+        n += p->log[i].kind == CLUSTER_EV_DONE;
+    while (cluster_poll(lazy->c, &ev)) {
+        if (ev.kind != CLUSTER_EV_DONE)
+            continue;
+        uint32_t j = 0;
+        while (p->log[j].kind != CLUSTER_EV_DONE || p->log[j].handle != ev.handle)
+            assert_true(++j < p->n_log);
+        assert_int_equal(p->log[j].at_ps, ev.at_ps);
+        assert_int_equal(p->log[j].worker, ev.worker);
+        assert_int_equal(p->log[j].host, ev.record.host_tok);
+        assert_int_equal(p->log[j].reused, ev.record.reused_all_tok);
+        n--;
+    }
+    assert_int_equal(n, 0);
+    assert_same_hist(p->itl, lazy->itl);
+    assert_same_stats(p, lazy);
+    play_free(p);
+    play_free(lazy);
+}
+
 static void fast_is_stepped(void **state)
 {
     (void)state;
@@ -517,11 +565,18 @@ static void clone_is_original(void **state)
     prop_run("clone_is_original", 150, clone_goes_on);
 }
 
+static void lazy_is_prompt(void **state)
+{
+    (void)state;
+    prop_run("lazy_is_prompt", 150, same_lazy);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(fast_is_stepped, prop_teardown),
         cmocka_unit_test_teardown(clone_is_original, prop_teardown),
+        cmocka_unit_test_teardown(lazy_is_prompt, prop_teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
