@@ -132,7 +132,7 @@ static bool hands_over(const struct worker_config *w, uint32_t n)
 struct cluster *cluster_new(const struct worker_config *workers, uint32_t n,
                             const struct cluster_options *opt)
 {
-    struct cluster *c = calloc(1, sizeof *c);
+    struct cluster *c = n > CLUSTER_MAX_WORKERS ? NULL : calloc(1, sizeof *c);
     if (!c)
         return NULL;
     c->opt = *opt;
@@ -177,6 +177,8 @@ void cluster_free(struct cluster *c)
 
 int cluster_add_faults(struct cluster *c, const struct fault *faults, uint32_t n)
 {
+    if (n > CLUSTER_MAX_FAULTS)
+        return WEIR_E_LIMIT;
     for (uint32_t i = 0; i < n; i++) {
         if (i && faults[i].at_ps < faults[i - 1].at_ps)
             return WEIR_E_INVALID;

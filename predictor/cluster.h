@@ -28,7 +28,6 @@
 
 #define CLUSTER_MAX_WORKERS 16384u
 #define CLUSTER_MAX_FAULTS 65536u
-#define CLUSTER_MAX_LINKS 64u
 #define CLUSTER_DOMAIN_BYTES 96
 
 enum fault_kind {
@@ -119,13 +118,14 @@ struct cluster;
 
 /* Workers with num_shared_blocks share one store, which has to look the same to all of them: same shared_*,
  * block_size and kv_bytes_per_token (shared_tier_same); then `lazy` counts for nothing.
- * NULL: out of memory, a config that engine_config_check refuses, or workers that disagree on the store. */
+ * NULL: out of memory, more than CLUSTER_MAX_WORKERS, a config that engine_config_check refuses, or workers that
+ * disagree on the store. */
 struct cluster *cluster_new(const struct worker_config *workers, uint32_t n,
                             const struct cluster_options *opt);
 void cluster_free(struct cluster *c);
 
-/* Faults to come; copied. 0, WEIR_E_NOMEM or WEIR_E_INVALID (not sorted by time, no such worker, factor of
- * FAULT_SLOW not above 0). */
+/* Faults to come; copied, instead of those that were. 0, WEIR_E_NOMEM, WEIR_E_LIMIT (more than CLUSTER_MAX_FAULTS) or
+ * WEIR_E_INVALID (not sorted by time, no such worker, factor of FAULT_SLOW not above 0). */
 WEIR_NODISCARD int cluster_add_faults(struct cluster *c, const struct fault *faults, uint32_t n);
 
 /* Sends a request to a worker at time now. handle: the caller's number for it, dense. prefill_only: the
