@@ -64,16 +64,12 @@ CASES = {
 }
 
 
-def run(command, core):
+def run(command):
     """(elapsed ms, CPU ms) of one process; ends the benchmark if it fails."""
-    def pin():
-        if core is not None:
-            os.sched_setaffinity(0, {core})
-
     with tempfile.TemporaryFile() as log:
         start = time.monotonic()
-        child = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=pin,
-                                 env={**os.environ, "HF_HUB_OFFLINE": "1", "DYN_LOG": "error"})
+        # nothing that would make Python fork itself first: it is larger than what is measured
+        child = subprocess.Popen(command, stdout=log, stderr=log, close_fds=False)
         _, status, used = os.wait4(child.pid, 0)
         elapsed = (time.monotonic() - start) * 1e3
         child.returncode = os.waitstatus_to_exitcode(status)
@@ -91,8 +87,8 @@ class Side:
         self.command, self.wall_of = command, wall_of
         self.elapsed, self.cpu, self.wall = [], [], []
 
-    def go(self, core):
-        elapsed, cpu = run(self.command, core)
+    def go(self):
+        elapsed, cpu = run(self.command)
         self.elapsed.append(elapsed)
         self.cpu.append(cpu)
         report = json.loads(pathlib.Path(self.wall_of).read_text())
@@ -132,6 +128,9 @@ def main():
         sys.exit(f"replay_speed: no such case: {bad[0]}" if bad else
                  "replay_speed: needs a trace, --runs >= 1 and a built weir (cmake --preset release)")
     core = args.core if args.core >= 0 else None
+    if core is not None:
+        os.sched_setaffinity(0, {core})  # children inherit it
+    os.environ.update(HF_HUB_OFFLINE="1", DYN_LOG="error")
     head = "   median       min  own wall"
     print(f"whole process, ms, {args.runs} runs each on {'one core' if core is not None else 'any core'}; "
           "own wall: what the program's report says it took")
@@ -142,7 +141,7 @@ def main():
             group = sides(args, case, pathlib.Path(folder))
             for _ in range(args.runs):
                 for side in group:
-                    side.go(core)
+                    side.go()
             if args.peer:
                 print(f"{case:11} | {group[0].show()} | {group[1].show()} | {group[2].show()} |"
                       f"{ratio(group[0], group[2])}{ratio(group[1], group[2])}", flush=True)
