@@ -1,23 +1,60 @@
-/* main.c - the weir program: a table of subcommands. */
+/* main.c - the weir program: a table of subcommands.
+ *
+ * Built twice. `weir` has the offline commands and runs the live ones by becoming `weir-live` beside it, so that
+ * a replay of milliseconds does not spend two of them on loading what only sockets need (OpenSSL, libuv).
+ */
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "controller/cli.h"
 #include "controller/commands.h"
 #include "controller/replay/words.h"
 #include "predictor/version.h"
 
+#define LIVE_PATH_BYTES 4096
+
+#ifdef WEIR_LIVE
+#define LIVE(command) command
+#define OFFLINE(command) become_other
+#define OTHER "weir"
+#else
+#define LIVE(command) become_other
+#define OFFLINE(command) command
+#define OTHER "weir-live"
+#endif
+
+/* Runs the same command line as the other program, in this process. Returns only if that cannot be. */
+static int become_other(int argc, char **argv)
+{
+    char path[LIVE_PATH_BYTES];
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path - sizeof OTHER);
+    (void)argc;
+    char *slash = n > 0 ? memrchr(path, '/', (size_t)n) : NULL;
+    if (slash) {
+        memcpy(slash + 1, OTHER, sizeof OTHER);
+        execv(path, argv - 1); /* argv[-1] is the program's name: see main */
+    }
+    (void)fprintf(
+        stderr, "weir: %s, which has the command '%s', cannot be run: %s; install it beside weir\n",
+        OTHER, argv[0], strerror(errno));
+    return CLI_EXIT_INPUT;
+}
+
 static const struct {
     const char *name, *summary;
     int (*main)(int argc, char **argv);
 } commands[] = {
-    {"serve", "stand in front of engines and route requests, inline", serve_main},
-    {"mock", "an engine without a model, for trying weir serve without a GPU", mock_main},
-    {"replay", "run a recorded trace through one or more policies and compare them", replay_main},
-    {"gen", "write a synthetic trace", gen_main},
-    {"check", "check stack files; --help lists every key", check_main},
-    {"profile", "derive a step-time profile from a model's config.json and a GPU", profile_main},
-    {"policies", "list the policies, their sources and their knobs", policies_main},
+    {"serve", "stand in front of engines and route requests, inline", LIVE(serve_main)},
+    {"mock", "an engine without a model, for trying weir serve without a GPU", LIVE(mock_main)},
+    {"replay", "run a recorded trace through one or more policies and compare them",
+     OFFLINE(replay_main)},
+    {"gen", "write a synthetic trace", OFFLINE(gen_main)},
+    {"check", "check stack files; --help lists every key", OFFLINE(check_main)},
+    {"profile", "derive a step-time profile from a model's config.json and a GPU",
+     OFFLINE(profile_main)},
+    {"policies", "list the policies, their sources and their knobs", OFFLINE(policies_main)},
 };
 
 #define LIST_BYTES 256
