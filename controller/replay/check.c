@@ -93,6 +93,16 @@ static void print_notes(const struct stack *s)
 {
     for (uint32_t i = 0; i < s->n_pools; i++) {
         const struct engine_config *c = &s->pools[i].worker.engine;
+        if (c->dp_size > 1)
+            (void)printf("  pool %s: each worker has %" PRIu32
+                         " ranks in step; KV tokens and max seqs are those of one\n",
+                         s->pools[i].name, c->dp_size);
+        if (c->num_host_blocks || c->num_shared_blocks)
+            (void)printf(
+                "  pool %s: below its KV %" PRIu64 " tokens in host memory of each %s, %" PRIu64
+                " in a store of all workers\n",
+                s->pools[i].name, (uint64_t)c->block_size * c->num_host_blocks,
+                c->dp_size > 1 ? "rank" : "worker", (uint64_t)c->block_size * c->num_shared_blocks);
         bool moves = c->role == ROLE_PREFILL || c->num_host_blocks || c->num_shared_blocks;
         if (moves && c->kv_bytes_per_token == 0)
             (void)printf(

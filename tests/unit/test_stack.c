@@ -757,6 +757,12 @@ static void check_command(void **state)
     stack_deinit(&one);
     free(text);
 
+    text = RUN(status, "--set", "dp_size=4", "--set", "num_host_blocks=1000", pd);
+    assert_int_equal(status, 0);
+    assert_non_null(strstr(text, "pool decode: each worker has 4 ranks"));
+    assert_non_null(strstr(text, "16000 tokens in host memory of each rank, 0 in a store"));
+    free(text);
+
     text = RUN(status, "--set", "max_num_seqs", pd);
     assert_int_equal(status, 2);
     assert_non_null(strstr(text, "KEY=VALUE"));
