@@ -77,7 +77,10 @@ static int init_policy(struct core *c, const struct core_config *cc, const char 
 {
     double param[CORE_MAX_POLICY_PARAMS];
     const struct policy_ops *p = c->policy;
-    assert(p->n_params <= CORE_MAX_POLICY_PARAMS);
+    if (p->n_params > CORE_MAX_POLICY_PARAMS) {
+        *why = "a policy has at most 16 parameters (CORE_MAX_POLICY_PARAMS)";
+        return WEIR_E_INVALID;
+    }
     for (uint32_t i = 0; i < p->n_params; i++) {
         param[i] = cc->policy_param ? cc->policy_param[i] : p->params[i].def;
         if (!(param[i] >= p->params[i].min && param[i] <= p->params[i].max)) {

@@ -15,7 +15,7 @@ const uint32_t core_policies_count = POLICY_ROWS(core_policies);
 
 const struct policy_ops *core_policy_find(const char *name)
 {
-    for (uint32_t i = 0; i < core_policies_count; i++) {
+    for (uint32_t i = 0; name && i < core_policies_count; i++) {
         if (strcmp(core_policies[i]->name, name) == 0)
             return core_policies[i];
     }
