@@ -7,8 +7,6 @@
 #include <string.h>
 #include <strings.h>
 
-#define FRAMING_PER_CHUNK (16u + 4u + HTTP_MAX_CHUNK_EXTENSION) /* digits and two line breaks */
-
 static struct http_parser *of(llhttp_t *ll)
 {
     return (struct http_parser *)ll;
@@ -329,18 +327,21 @@ static int on_headers_complete(llhttp_t *ll)
     return no_body ? 1 : 0;
 }
 
-/* Bytes between pieces of a chunked body: each LF after a CR, each CR before an LF, no other controls. */
+/* Bytes between pieces of a chunked body: each LF after a CR, each CR before an LF, no other controls, bounded. */
 static int check_gap(struct http_parser *p, const char *at, const char *end)
 {
     if ((size_t)(end - at) > p->framing_left)
-        return refuse(p, 400, "too long a chunk extension or trailer");
+        return refuse(p, 400, "too many trailers");
     p->framing_left -= (uint32_t)(end - at);
     for (; at < end; at++) {
         unsigned char c = (unsigned char)*at;
-        if ((c == '\n') != (p->framing_last == '\r') ||
-            (c < 0x20 && c != '\r' && c != '\n' && c != '\t'))
+        bool control = c < 0x20 && c != '\r' && c != '\n' && c != '\t';
+        if ((c == '\n') != (p->framing_last == '\r') || control)
             return refuse(p, 400, "a bare line break in the chunk framing");
         p->framing_last = (char)c;
+        p->framing_line = c == '\n' ? 0 : p->framing_line + 1;
+        if (p->framing_line > HTTP_MAX_FRAMING_LINE)
+            return refuse(p, 400, "too long a chunk extension or trailer");
     }
     return 0;
 }
@@ -352,18 +353,10 @@ static int on_body(llhttp_t *ll, const char *at, size_t len)
         if (check_gap(p, p->gap, at))
             return -1;
         p->gap = at + len;
+        p->framing_left = HTTP_MAX_TRAILER_BYTES;
     }
     if (p->on_body(p, at, len))
         return refuse(p, 413, "refused");
-    return 0;
-}
-
-static int on_chunk_header(llhttp_t *ll)
-{
-    struct http_parser *p = of(ll);
-    p->framing_left = FRAMING_PER_CHUNK;
-    if (!ll->content_length)
-        p->framing_left += HTTP_MAX_TRAILER_BYTES;
     return 0;
 }
 
@@ -379,7 +372,6 @@ static const llhttp_settings_t settings = {
     .on_header_value = on_value,
     .on_headers_complete = on_headers_complete,
     .on_body = on_body,
-    .on_chunk_header = on_chunk_header,
     .on_message_complete = on_message_complete,
 };
 
@@ -396,7 +388,8 @@ static void begin_message(struct http_parser *p)
     p->framing_last = 0;
     p->chunked = false;
     p->status = 0;
-    p->framing_left = FRAMING_PER_CHUNK;
+    p->framing_line = 0;
+    p->framing_left = HTTP_MAX_TRAILER_BYTES;
 }
 
 void http_parser_init(struct http_parser *p, bool is_response, struct http_head *head,
@@ -415,14 +408,19 @@ static void name_error(struct http_parser *p, llhttp_errno_t e)
     switch (e) {
     case HPE_INVALID_METHOD: refuse(p, 400, "an unknown method"); break;
     case HPE_INVALID_URL: refuse(p, 400, "an invalid target"); break;
-    case HPE_INVALID_VERSION: refuse(p, 505, "a version other than HTTP/1.1 and 1.0"); break;
+    case HPE_INVALID_VERSION:
+        if (p->ll.http_major == 1 && p->ll.http_minor <= 1)
+            refuse(p, 400, "something behind the version");
+        else
+            refuse(p, 505, "a version other than HTTP/1.1 and 1.0");
+        break;
     case HPE_PAUSED_H2_UPGRADE: refuse(p, 505, "HTTP/2 is not spoken here"); break;
     case HPE_INVALID_CONTENT_LENGTH: refuse(p, 400, "an invalid Content-Length"); break;
     case HPE_UNEXPECTED_CONTENT_LENGTH:
         refuse(p, 400, "both Content-Length and Transfer-Encoding");
         break;
     case HPE_INVALID_TRANSFER_ENCODING:
-        refuse(p, 400, "a Transfer-Encoding other than chunked");
+        refuse(p, 400, "a Transfer-Encoding other than chunked, or beside Content-Length");
         break;
     case HPE_INVALID_CHUNK_SIZE: refuse(p, 400, "an invalid chunk size"); break;
     case HPE_INVALID_HEADER_TOKEN: refuse(p, 400, "an invalid field"); break;

@@ -4,7 +4,7 @@
  * Refused, because two readers of one message could see different ends of it (request smuggling; RFC 9112 11.2):
  * Content-Length beside Transfer-Encoding, more than one of either, even if alike; a length that is not all digits;
  * codings other than `chunked`; folded lines; bare CR or LF and NUL anywhere in the head or the chunk framing; blanks
- * before a colon; chunk extensions longer than HTTP_MAX_CHUNK_EXTENSION; no or several Host fields; a Host that is
+ * before a colon; chunk extensions and trailers without end; no or several Host fields; a Host that is
  * none; HTTP/0.9 and 2.0. Requests for CONNECT and for upgrades: the first is refused, the second answered as if
  * Upgrade was not there (RFC 9110 7.8).
  *
@@ -19,9 +19,10 @@
 #include "controller/http/http_headers.h"
 #include "predictor/error.h"
 
-#define HTTP_MAX_CHUNK_EXTENSION 256u /* bytes of extensions on one chunk; they are dropped */
-#define HTTP_MAX_TRAILER_BYTES 8192u  /* trailers are dropped, with all their fields */
-#define HTTP_MAX_INFORMATIONAL 16u    /* 1xx answers before the real one */
+/* Chunk extensions and trailers are dropped. */
+#define HTTP_MAX_FRAMING_LINE 1024u  /* a chunk's size with its extensions, or one trailer */
+#define HTTP_MAX_TRAILER_BYTES 8192u /* all trailers */
+#define HTTP_MAX_INFORMATIONAL 16u   /* 1xx answers before the real one */
 
 struct http_parser_limits {
     uint32_t header_bytes; /* of a head, with the request line and empty line: 431 */
@@ -50,11 +51,11 @@ struct http_parser {
     bool chunked;    /* of the head, which may be gone once it is complete and delivered */
     uint16_t status; /* likewise */
     uint8_t informational;
-    char framing_last; /* last byte of chunk framing seen, for CR without LF */
-    uint32_t
-        framing_left; /* bytes of chunk framing that may come before the next piece of the body */
-    uint32_t head_bytes; /* taken so far; base + head_bytes is where the next must come from */
-    const char *gap;     /* framing bytes from here on are not checked yet; NULL: none */
+    char framing_last;     /* last byte of chunk framing seen, for CR without LF */
+    uint32_t framing_line; /* bytes of its current line */
+    uint32_t framing_left; /* bytes of it that may yet come before a piece of the body */
+    uint32_t head_bytes;   /* taken so far; base + head_bytes is where the next must come from */
+    const char *gap;       /* framing bytes from here on are not checked yet; NULL: none */
 };
 
 enum http_parse_result {
