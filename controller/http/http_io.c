@@ -95,17 +95,19 @@ static bool shake_hands(struct http_io *io)
 static void on_records(struct http_io *io, const char *records, size_t n)
 {
     http_tls_feed(io->tls, records, n);
-    if (!shake_hands(io))
-        return;
-    deliver_plain(io);
-    if (!io->closing && flush_records(io)) /* answers of TLS itself: key updates */
-        told_end(io, UV_EPIPE);
+    if (shake_hands(io)) {
+        deliver_plain(io);
+        if (!io->closing && flush_records(io)) /* answers of TLS itself: key updates */
+            told_end(io, UV_EPIPE);
+    }
+    http_tls_keep(io->tls); /* it lives until on_closed, whatever was closed meanwhile */
 }
 
 static void on_resume(struct http_task *task)
 {
     struct http_io *io = (struct http_io *)((char *)task - offsetof(struct http_io, resume));
     deliver_plain(io);
+    http_tls_keep(io->tls);
 }
 
 static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)

@@ -2,6 +2,7 @@
 #include "controller/http/http_tls.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +18,10 @@ struct http_tls {
 
 struct http_tls_session {
     SSL *ssl;
-    BIO *in, *out; /* owned by ssl */
+    const char *in; /* records that were fed and not yet read: the caller's until http_tls_keep */
+    size_t in_len;
+    char *kept, *out; /* copies: of records that could not be read yet; of those for the network */
+    size_t out_len, out_cap;
     bool ready;
     char error[160];
 };
@@ -170,6 +174,69 @@ static bool set_host(SSL *ssl, const char *host)
     return SSL_set_tlsext_host_name(ssl, host) && SSL_set1_host(ssl, host);
 }
 
+/* --- between OpenSSL and the session's buffers --------------------------------------------------------------- */
+
+static int on_bio_read(BIO *bio, char *out, int want)
+{
+    struct http_tls_session *s = BIO_get_data(bio);
+    size_t n = s->in_len < (size_t)want ? s->in_len : (size_t)want;
+    BIO_clear_retry_flags(bio);
+    if (!n) {
+        BIO_set_retry_read(bio);
+        return -1;
+    }
+    memcpy(out, s->in, n);
+    s->in += n;
+    s->in_len -= n;
+    return (int)n;
+}
+
+static int on_bio_write(BIO *bio, const char *records, int len)
+{
+    struct http_tls_session *s = BIO_get_data(bio);
+    size_t want = s->out_len + (size_t)len;
+    BIO_clear_retry_flags(bio);
+    if (want > s->out_cap) {
+        s->out_cap = want < 2 * s->out_cap ? 2 * s->out_cap : want;
+        s->out = realloc(s->out, s->out_cap);
+        if (!s->out)
+            abort();
+    }
+    memcpy(s->out + s->out_len, records, (size_t)len);
+    s->out_len = want;
+    return len;
+}
+
+static long on_bio_ctrl(BIO *bio, int what, long number, void *pointer)
+{
+    (void)bio, (void)number, (void)pointer;
+    return what == BIO_CTRL_FLUSH || what == BIO_CTRL_DUP;
+}
+
+static BIO_METHOD *bio_method;
+
+static void make_bio_method(void)
+{
+    bio_method = BIO_meth_new(BIO_get_new_index() | BIO_TYPE_SOURCE_SINK, "weir buffers");
+    if (!bio_method)
+        abort();
+    BIO_meth_set_read(bio_method, on_bio_read);
+    BIO_meth_set_write(bio_method, on_bio_write);
+    BIO_meth_set_ctrl(bio_method, on_bio_ctrl);
+}
+
+static BIO *bio_new(struct http_tls_session *s)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, make_bio_method);
+    BIO *bio = BIO_new(bio_method);
+    if (!bio)
+        return NULL;
+    BIO_set_data(bio, s);
+    BIO_set_init(bio, 1);
+    return bio;
+}
+
 struct http_tls_session *http_tls_session_new(struct http_tls *tls, bool is_server,
                                               const char *host)
 {
@@ -177,17 +244,12 @@ struct http_tls_session *http_tls_session_new(struct http_tls *tls, bool is_serv
     if (!s)
         return NULL;
     s->ssl = SSL_new(tls->ctx);
-    s->in = BIO_new(BIO_s_mem());
-    s->out = BIO_new(BIO_s_mem());
-    if (!s->ssl || !s->in || !s->out) {
-        BIO_free(s->in);
-        BIO_free(s->out);
-        s->in = s->out = NULL;
+    BIO *bio = s->ssl ? bio_new(s) : NULL;
+    if (!bio) {
         http_tls_session_free(s);
         return NULL;
     }
-    BIO_set_mem_eof_return(s->in, -1); /* empty is "later", not the end */
-    SSL_set_bio(s->ssl, s->in, s->out);
+    SSL_set_bio(s->ssl, bio, bio);
     if (is_server)
         SSL_set_accept_state(s->ssl);
     else
@@ -204,13 +266,45 @@ void http_tls_session_free(struct http_tls_session *s)
     if (!s)
         return;
     SSL_free(s->ssl);
+    free(s->kept);
+    free(s->out);
     free(s);
 }
 
 void http_tls_feed(struct http_tls_session *s, const char *records, size_t len)
 {
-    if (BIO_write(s->in, records, (int)len) != (int)len)
-        abort(); /* memory BIOs only fail without memory */
+    if (s->in_len) { /* these come behind what is kept */
+        char *both = malloc(s->in_len + len);
+        if (!both)
+            abort();
+        memcpy(both, s->in, s->in_len);
+        memcpy(both + s->in_len, records, len);
+        free(s->kept);
+        s->kept = both;
+        s->in = both;
+        s->in_len += len;
+        return;
+    }
+    free(s->kept);
+    s->kept = NULL;
+    s->in = records;
+    s->in_len = len;
+}
+
+void http_tls_keep(struct http_tls_session *s)
+{
+    if (!s->in_len) {
+        free(s->kept);
+        s->kept = NULL;
+        return;
+    }
+    if (s->kept)
+        return; /* it is a copy already */
+    s->kept = malloc(s->in_len);
+    if (!s->kept)
+        abort();
+    memcpy(s->kept, s->in, s->in_len);
+    s->in = s->kept;
 }
 
 /* What OpenSSL's answer `r` means. */
@@ -272,15 +366,15 @@ void http_tls_goodbye(struct http_tls_session *s)
 
 size_t http_tls_outgoing(struct http_tls_session *s, const char **records)
 {
-    char *at;
-    long len = BIO_get_mem_data(s->out, &at);
-    *records = at;
-    return len > 0 ? (size_t)len : 0;
+    *records = s->out;
+    return s->out_len;
 }
 
 void http_tls_sent(struct http_tls_session *s)
 {
-    (void)BIO_reset(s->out);
+    free(s->out); /* a connection that is idle holds no buffer */
+    s->out = NULL;
+    s->out_len = s->out_cap = 0;
 }
 
 const char *http_tls_error(const struct http_tls_session *s)

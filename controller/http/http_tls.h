@@ -1,7 +1,8 @@
-/* http_tls.h - TLS contexts for http_server and http_client: OpenSSL 3 over memory BIOs, so that sockets stay libuv's.
+/* http_tls.h - TLS contexts for http_server and http_client: OpenSSL 3 over buffers, so that sockets stay libuv's.
  * TLS 1.2 at least; ALPN http/1.1; no renegotiation, no compression, session tickets as OpenSSL has them.
  *
- * A TLS connection costs what OpenSSL needs (about 20 KiB when idle: SSL_MODE_RELEASE_BUFFERS is set).
+ * Memory: OpenSSL's own BIO_s_mem keeps the largest buffer it ever had, for each connection; the one here reads from
+ * where the socket was read to, and an idle connection has none. SSL_MODE_RELEASE_BUFFERS is set likewise.
  */
 #ifndef WEIR_HTTP_TLS_H
 #define WEIR_HTTP_TLS_H
@@ -43,8 +44,9 @@ struct http_tls_session *http_tls_session_new(struct http_tls *tls, bool is_serv
                                               const char *host);
 void http_tls_session_free(struct http_tls_session *s);
 
-/* Records from the network; all are taken. */
+/* Records from the network: read by the calls below, until http_tls_keep copies what they have not read. */
 void http_tls_feed(struct http_tls_session *s, const char *records, size_t len);
+void http_tls_keep(struct http_tls_session *s);
 /* Goes on with the handshake; 1: it is complete; or one of the above. */
 int http_tls_handshake(struct http_tls_session *s);
 bool http_tls_ready(const struct http_tls_session *s);
