@@ -23,7 +23,7 @@
 #define N_NEWCOMERS 5u
 #define MAX_KEYS 64u
 #define KEY_TOK 16u
-#define CASES 120u
+#define CASES 500u
 
 struct world {
     struct engine_config c;

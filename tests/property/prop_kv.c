@@ -30,7 +30,7 @@
 #define N_SPECS 10
 #define N_HOLDS 7
 #define N_OPS 260
-#define CASES 250
+#define CASES 1000
 
 /* ---- the model */
 
@@ -515,7 +515,7 @@ static void runs_are_as_good_as_blocks(void **state)
            (unsigned long long)totals.shared, (unsigned long long)totals.hits);
     if (prop_single())
         return;
-    assert_true(totals.evicted > 5000);
+    assert_true(totals.evicted > 20000);
     assert_true(totals.copies > 10000);
     assert_true(totals.shared > 10000);
     assert_true(totals.hits > 10000);
