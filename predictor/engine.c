@@ -1127,7 +1127,8 @@ static void skip_itl(struct engine *e, struct walk *w, uint32_t on_time, uint32_
     add_gaps(e, w, last, m, live);
 }
 
-static void end_skip(struct engine *e)
+/* until_aborts: the last pass is the one in flight when requests were aborted; else it was before that. */
+static void end_skip(struct engine *e, bool until_aborts)
 {
     uint64_t m = e->steps;
     int64_t first_ps = e->step_a_ps;
@@ -1142,8 +1143,9 @@ static void end_skip(struct engine *e)
     }
     for (uint32_t i = 0; i < e->n_running; i++) {
         const struct seq *q = &e->seqs[e->running[i]];
-        live += !q->aborted;
-        if (!e->itl || (m == 1 && q->aborted))
+        bool left = until_aborts && q->aborted;
+        live += !left;
+        if (!e->itl || (m == 1 && left))
             continue;
         if (q->last_token_ps == e->start_ps)
             on_time++;
@@ -1170,7 +1172,7 @@ static void end_skip(struct engine *e)
     for (uint32_t i = 0; i < e->n_running; i++) {
         uint32_t slot = e->running[i];
         struct seq *q = &e->seqs[slot];
-        if (q->aborted) {
+        if (until_aborts && q->aborted) {
             free_blocks(e, slot);
             seq_free(e, slot);
             gone = true;
@@ -1228,7 +1230,7 @@ static void end_pass(struct engine *e)
     e->in_pass = false;
     e->ended_ps = e->end_ps;
     if (e->skipping) {
-        end_skip(e);
+        end_skip(e, true);
         return;
     }
     e->stats.passes++;
@@ -1248,7 +1250,7 @@ void engine_boundary(struct engine *e, int64_t now)
         tiers_run(e, now);
 }
 
-/* Of passes taken together, those happen that end by now. */
+/* Of passes taken together, those happen that end by now. The others never will. */
 static void settle(struct engine *e, int64_t now)
 {
     int64_t end;
@@ -1258,8 +1260,9 @@ static void settle(struct engine *e, int64_t now)
     n -= end > now;
     if (!n)
         return;
-    e->steps = passes_until(e, n, PS_NEVER, &e->end_ps);
-    end_pass(e);
+    e->steps = passes_until(e, n, PS_NEVER, &e->end_ps); /* whoever was aborted was so later */
+    e->stats.busy_ps += e->end_ps - e->start_ps;
+    end_skip(e, false);
 }
 
 void engine_run(struct engine *e, int64_t until)

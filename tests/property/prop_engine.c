@@ -187,6 +187,12 @@ static void random_request(struct rng *r, struct load *l, uint32_t i, uint32_t k
         memcpy(l->keys[from], keys, s->n_keys * sizeof *keys);
         t->n_keys = (t->prompt_tok + t->output_tok) / key_tok;
     }
+    if (i && one_in(r, 6)) { /* the same question again; perhaps the same answer */
+        uint64_t uid = s->uid;
+        *s = *t;
+        s->uid = uid;
+        memcpy(keys, l->keys[from], MAX_KEYS * sizeof *keys);
+    }
     s->keys = keys;
     bool decodes = l->c.scheduler == SCHED_DYNOSIM && l->c.role == ROLE_DECODE;
     if (one_in(r, 8))

@@ -358,10 +358,10 @@ static void nobody_is_lazy_where_it_matters(void **state)
     struct worker_config w[N];
     fleet(w);
     struct cluster *c = cluster_of(w, N, (struct cluster_options){.lazy = true});
-    add_fault(c, 5 * MS, FAULT_DOWN, "rack1", 0);
+    add_fault(c, 15 * MS, FAULT_DOWN, "rack1", 0);
     assert_int_equal(submit(c, 0, 0, 0, 4, 1), 0);
     cluster_start(c, 0);
-    assert_int_equal(cluster_next_ps(c), 5 * MS);
+    assert_int_equal(cluster_next_ps(c), 10 * MS);
     run(c, PS_PER_S);
     cluster_free(c);
     w[0].engine.role = ROLE_PREFILL;

@@ -388,6 +388,40 @@ static void whoever_dies_forgets_all(void **state)
     engine_free(e);
 }
 
+/* An abort, and then the end, in the middle of steps that are taken together: those that had ended count for all. */
+static void what_had_happened_before_death_counts(void **state)
+{
+    (void)state;
+    struct engine_stats st[2];
+    uint64_t gaps[2];
+    for (int stepping = 0; stepping < 2; stepping++) {
+        struct engine *e = engine_of(config());
+        struct hist *h = hist_new();
+        uint32_t lost = 0;
+        engine_set_itl(e, h);
+        engine_set_stepping(e, stepping);
+        uint32_t gone = submit(e, 0, 1, 8, 50, 0);
+        submit(e, 0, 2, 8, 50, 0);
+        engine_run(e, 10 * MS);
+        engine_start(e, 10 * MS, PS_NEVER);
+        engine_run(e, 50 * MS); /* in the fourth decode step, of 12 ms each */
+        engine_abort(e, 50 * MS, gone);
+        engine_start(e, 50 * MS, PS_NEVER);
+        engine_run(e, 51 * MS);
+        engine_kill(e, 51 * MS, count_lost, &lost);
+        assert_int_equal(lost, 1u << 2);
+        engine_get_stats(e, &st[stepping]);
+        gaps[stepping] = hist_count(h);
+        hist_free(h);
+        engine_free(e);
+    }
+    assert_int_equal(st[0].passes, 4);
+    assert_int_equal(st[0].output_tok, 8);
+    assert_int_equal(gaps[0], 6);
+    assert_memory_equal(&st[0], &st[1], sizeof st[0]);
+    assert_int_equal(gaps[0], gaps[1]);
+}
+
 /* ---- copies */
 
 static void a_copy_goes_on_without_its_original(void **state)
@@ -496,6 +530,85 @@ static void cached_tokens_are_those_of_now(void **state)
     engine_free(e);
 }
 
+static void release_in_the_middle(bool stepping, uint32_t *cached_tok)
+{
+    uint64_t key = request_chain_key(0, 1);
+    struct engine_config c = config();
+    c.num_gpu_blocks = 9;
+    struct engine *e = engine_of(c);
+    struct request_spec s = request(1, 4, 1);
+    uint32_t slot;
+    engine_set_stepping(e, stepping);
+    s.keys = &key;
+    s.n_keys = 1;
+    s.key_tok = 4;
+    assert_int_equal(engine_submit(e, 0, &s, 1, 0, &slot), 0);
+    engine_run(e, 10 * MS);
+    uint32_t held =
+        submit(e, 10 * MS, 2, 17, 1, ENGINE_PREFILL_ONLY); /* five blocks, one not full */
+    engine_run(e, 20 * MS);
+    submit(e, 20 * MS, 3, 8, 4, 0); /* its third block is the cached one, from its first step on */
+    engine_run(e, 30 * MS);
+    engine_start(e, 30 * MS, PS_NEVER);
+    engine_run(e, 35 * MS);
+    engine_release(e, 35 * MS, held); /* there would be another one now */
+    engine_start(e, 35 * MS, PS_NEVER);
+    engine_run(e, PS_PER_S);
+    *cached_tok = engine_cached_tok(e, PS_PER_S, &s);
+    engine_free(e);
+}
+
+/* A step takes its blocks when it begins: not those that somebody gives back while it runs. */
+static void blocks_given_back_come_too_late(void **state)
+{
+    (void)state;
+    uint32_t stepped, fast;
+    release_in_the_middle(true, &stepped);
+    release_in_the_middle(false, &fast);
+    assert_int_equal(stepped, 0);
+    assert_int_equal(fast, stepped);
+}
+
+/* A session: what one request generates is what another one that waits begins with. */
+static void follow_an_answer(bool stepping, int64_t *admit_ps)
+{
+    uint64_t keys[16];
+    struct engine_config c = config();
+    c.num_gpu_blocks = 13; /* it fits when all that the first one holds is full, and so shared */
+    struct engine *e = engine_of(c);
+    uint32_t slot, n;
+    engine_set_stepping(e, stepping);
+    for (int i = 0; i < 16; i++)
+        keys[i] = request_chain_key(i ? keys[i - 1] : 0, (uint64_t)i);
+    struct request_spec first = request(1, 4, 41), second = request(2, 45, 1);
+    first.keys = second.keys = keys;
+    first.n_keys = 11;
+    second.n_keys = 11;
+    first.key_tok = second.key_tok = 4;
+    assert_int_equal(engine_submit(e, 0, &first, 1, 0, &slot), 0);
+    engine_run(e, 10 * MS);
+    assert_int_equal(engine_submit(e, 10 * MS, &second, 2, 0, &slot), 0);
+    engine_start(e, 10 * MS, PS_NEVER);
+    engine_run(e, PS_PER_S);
+    const struct engine_event *ev = engine_events(e, &n);
+    assert_int_equal(n, 2);
+    for (uint32_t i = 0; i < 2; i++) {
+        if (ev[i].handle == 2)
+            *admit_ps = ev[i].record.first_admit_ps;
+    }
+    engine_free(e);
+}
+
+static void who_waits_may_begin_with_an_answer_in_the_making(void **state)
+{
+    (void)state;
+    int64_t stepped, fast;
+    follow_an_answer(true, &stepped);
+    follow_an_answer(false, &fast);
+    assert_int_equal(stepped, fast);
+    assert_true(stepped < 460 * MS); /* before the first one is through */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -514,9 +627,12 @@ int main(void)
         cmocka_unit_test(accepted_drafts_come_at_once),
         cmocka_unit_test(an_abort_leaves_no_trace),
         cmocka_unit_test(whoever_dies_forgets_all),
+        cmocka_unit_test(what_had_happened_before_death_counts),
         cmocka_unit_test(a_copy_goes_on_without_its_original),
         cmocka_unit_test(cached_tokens_and_changes_are_told),
         cmocka_unit_test(cached_tokens_are_those_of_now),
+        cmocka_unit_test(blocks_given_back_come_too_late),
+        cmocka_unit_test(who_waits_may_begin_with_an_answer_in_the_making),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

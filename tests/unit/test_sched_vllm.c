@@ -396,6 +396,47 @@ static void the_largest_priority_gives_way_even_if_scheduled(void **state)
     engine_free(e);
 }
 
+/* What the one who gave way had been given of the step's tokens goes to those behind it; none of them is left out. */
+static void a_victims_tokens_go_to_others(void **state)
+{
+    (void)state;
+    struct engine_config c = limits(12);
+    c.policy = SCHED_PRIORITY;
+    c.max_num_batched_tokens = 7;
+    c.long_prefill_token_threshold = 4;
+    struct engine *e = engine_of(&c);
+    add_ranked(e, ranked(1, 1, 20, 5, 1));
+    STEPS(e, "1:0+1");
+    add_ranked(e, ranked(2, 4, 20, 0, 2));
+    STEPS(e, "1:1+1 2:0+4");
+    add_ranked(e, ranked(3, 36, 1, 0, 3));
+    add_ranked(e, ranked(4, 20, 1, 0, 4));
+    STEPS(e, "1:2+1 2:4+1 3:0+4 4:0+1"); /* one token is left for 4 */
+    for (int i = 0; i < 3; i++)
+        step(e);
+    STEPS(e, "1:6+1 2:8+1 3:16+4 4:4+1"); /* all twelve blocks are in use */
+    STEPS(e, "2:9+1 3:20+4 4:5+2"); /* 3 needs one: 1 goes, although it was scheduled already */
+    assert_string_equal(preempted(e), "1");
+    engine_free(e);
+}
+
+/* Room for a newcomer there would be, but only from the next step on. */
+static void nobody_enters_in_the_step_of_a_preemption(void **state)
+{
+    (void)state;
+    struct engine_config c = limits(8);
+    c.policy = SCHED_PRIORITY;
+    struct engine *e = engine_of(&c);
+    add_ranked(e, ranked(1, 8, 9, 0, 1));
+    add_ranked(e, ranked(2, 24, 5, 5, 2));
+    STEPS(e, "1:0+8 2:0+24");
+    add_ranked(e, ranked(3, 4, 9, 1, 3));
+    STEPS(e, "1:8+1"); /* takes a block of 2's */
+    assert_string_equal(preempted(e), "2");
+    STEPS(e, "1:9+1 3:0+4");
+    engine_free(e);
+}
+
 /* ---- long prompts */
 
 static void long_prompts_are_cut_but_not_when_alone(void **state)
@@ -512,6 +553,29 @@ static void drafts_need_blocks_too(void **state)
     engine_free(e);
 }
 
+/* A preempted request that found room for what it knows, but not for its drafts, would give way again at once, for
+ * ever. */
+static void admission_needs_room_for_drafts(void **state)
+{
+    (void)state;
+    struct engine_config c = limits(5);
+    struct step_params p = {.form = STEP_FIXED, .fixed_decode_ms = 1, .spec_gamma = 3};
+    const char *why;
+    c.enable_prefix_caching = false;
+    assert_int_equal(step_model_init(&c.step, &p, &why), 0);
+    struct engine *e = engine_of(&c);
+    add_letters(e, 1, "ab", 1, 1, ENGINE_PREFILL_ONLY); /* three blocks that are held */
+    STEPS(e, "1:0+9");
+    add(e, 2, 4, 9);
+    STEPS(e, "2:0+4");
+    STEPS(e, "2:4+1"); /* both blocks: five to eight */
+    STEPS(e, "");
+    assert_string_equal(preempted(e), "2");
+    STEPS(e, ""); /* six tokens would fit */
+    assert_string_equal(preempted(e), "");
+    engine_free(e);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -532,12 +596,15 @@ int main(void)
         cmocka_unit_test(alone_it_gives_way_to_itself),
         cmocka_unit_test(the_smallest_priority_enters_first),
         cmocka_unit_test(the_largest_priority_gives_way_even_if_scheduled),
+        cmocka_unit_test(a_victims_tokens_go_to_others),
+        cmocka_unit_test(nobody_enters_in_the_step_of_a_preemption),
         cmocka_unit_test(long_prompts_are_cut_but_not_when_alone),
         cmocka_unit_test(without_chunks_a_prompt_is_computed_at_once),
         cmocka_unit_test(a_prefill_alone_is_held),
         cmocka_unit_test(kv_that_came_along_is_not_computed),
         cmocka_unit_test(kv_to_come_waits_with_its_blocks),
         cmocka_unit_test(drafts_need_blocks_too),
+        cmocka_unit_test(admission_needs_room_for_drafts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
