@@ -79,16 +79,19 @@ static bool deque_drop(struct deque *d, uint32_t v)
     return true;
 }
 
+/* Moves the shorter part of what is there. */
 void deque_insert_at(struct deque *d, uint32_t i, uint32_t v)
 {
-    deque_push_front(d, v);
+    bool front = i < d->n / 2;
+    (front ? deque_push_front : deque_push_back)(d, v);
     uint32_t mask = d->cap - 1;
-    for (uint32_t j = 0; j < i; j++)
+    for (uint32_t j = 0; front && j < i; j++)
         d->items[(d->head + j) & mask] = d->items[(d->head + j + 1) & mask];
+    for (uint32_t j = d->n - 1; !front && j > i; j--)
+        d->items[(d->head + j) & mask] = d->items[(d->head + j - 1) & mask];
     d->items[(d->head + i) & mask] = v;
 }
 
-/* dst has room. */
 static void deque_copy(struct deque *dst, const struct deque *src)
 {
     for (uint32_t i = 0; i < src->n; i++)
@@ -291,6 +294,29 @@ static bool flags_make_sense(const struct engine *e, unsigned flags)
     return !remote || reserve || e->c.scheduler != SCHED_DYNOSIM || e->c.role != ROLE_DECODE;
 }
 
+/* Where q belongs among those who wait under the priority policy: behind those whose KV has come, by rank. */
+static uint32_t rank_place(const struct engine *e, const struct seq *q)
+{
+    uint32_t lo = 0, hi = e->waiting.n;
+    while (lo < hi) {
+        uint32_t mid = (lo + hi) / 2;
+        const struct seq *o = &e->seqs[deque_at(&e->waiting, mid)];
+        if (o->kv_came || seq_rank_less(o, q))
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return lo;
+}
+
+static void enqueue(struct engine *e, uint32_t slot)
+{
+    if (e->c.policy == SCHED_PRIORITY)
+        deque_insert_at(&e->waiting, rank_place(e, &e->seqs[slot]), slot);
+    else
+        deque_push_back(&e->waiting, slot);
+}
+
 int engine_submit(struct engine *e, int64_t now, const struct request_spec *s, uint32_t handle,
                   unsigned flags, uint32_t *slot)
 {
@@ -321,7 +347,10 @@ int engine_submit(struct engine *e, int64_t now, const struct request_spec *s, u
     q->last_token_ps = -1;
     q->rec = (struct engine_record){
         .first_admit_ps = -1, .first_token_ps = -1, .second_token_ps = -1, .end_ps = -1};
-    deque_push_back(e->c.async_scheduling ? &e->arriving : &e->waiting, i);
+    if (e->c.async_scheduling)
+        deque_push_back(&e->arriving, i);
+    else
+        enqueue(e, i);
     change(e, now);
     e->ready = true;
     e->waiting_blocked = false;
@@ -473,16 +502,24 @@ void engine_put_aside(struct engine *e, uint32_t waiting_index, const struct kv_
     }
 }
 
-void engine_come_back(struct engine *e, uint32_t slot, bool kv_came)
+/* Where q, which comes back, belongs: see engine_internal.h. */
+static uint32_t place_back(const struct engine *e, const struct seq *q, bool kv_came)
 {
-    struct seq *q = &e->seqs[slot];
     uint32_t i = 0;
+    if (!kv_came && e->c.policy == SCHED_PRIORITY)
+        return rank_place(e, q);
     for (; i < e->waiting.n; i++) {
         const struct seq *o = &e->seqs[deque_at(&e->waiting, i)];
         if (!o->came_back || o->kv_came < kv_came || (o->kv_came == kv_came && o->order > q->order))
             break;
     }
-    deque_insert_at(&e->waiting, i, slot);
+    return i;
+}
+
+void engine_come_back(struct engine *e, uint32_t slot, bool kv_came)
+{
+    struct seq *q = &e->seqs[slot];
+    deque_insert_at(&e->waiting, place_back(e, q, kv_came), slot);
     q->state = SEQ_WAITING;
     q->came_back = true;
     q->kv_came = kv_came;
@@ -551,6 +588,8 @@ void engine_preempt(struct engine *e, uint32_t running_index)
     uint32_t i = 0; /* to the front, but whoever holds blocks already must get on */
     while (i < e->waiting.n && e->seqs[deque_at(&e->waiting, i)].kv_came)
         i++;
+    if (e->c.policy == SCHED_PRIORITY)
+        i = rank_place(e, q);
     deque_insert_at(&e->waiting, i, slot);
     trace_add(e, STEP_PREEMPTED, q->handle);
 }
@@ -909,7 +948,7 @@ static void let_go(struct engine *e, bool all)
 static void take_arrivals(struct engine *e)
 {
     while (e->arriving.n) {
-        deque_push_back(&e->waiting, deque_at(&e->arriving, 0));
+        enqueue(e, deque_at(&e->arriving, 0));
         deque_remove_at(&e->arriving, 0);
         engine_room_made(e);
     }

@@ -84,7 +84,8 @@ struct engine {
     struct seq *seqs;
     uint32_t seqs_used, seqs_cap, seqs_free;
     uint32_t *running, n_running, running_cap; /* in admission order */
-    struct deque waiting;                      /* fcfs order; priority: order of arrival */
+    struct deque
+        waiting; /* in the order in which they may enter: of arrival; priority policy: of rank */
     uint32_t n_held, n_aside;
     uint64_t n_left; /* requests that have gone, however */
     uint64_t order;
@@ -141,6 +142,16 @@ static inline uint32_t seq_tokens(const struct seq *s)
     return s->spec.prompt_tok + s->out;
 }
 
+/* The priority policy's order (vLLM): priority, then arrival, then arrival here. */
+static inline bool seq_rank_less(const struct seq *a, const struct seq *b)
+{
+    if (a->spec.priority != b->spec.priority)
+        return a->spec.priority < b->spec.priority;
+    if (a->spec.arrival_ps != b->spec.arrival_ps)
+        return a->spec.arrival_ps < b->spec.arrival_ps;
+    return a->order < b->order;
+}
+
 /* Its KV comes, or came, from another worker, and it has not lost it since. */
 static inline bool seq_is_remote(const struct seq *s)
 {
@@ -173,7 +184,8 @@ void engine_put_aside(struct engine *e, uint32_t waiting_index, const struct kv_
                       uint32_t blocks);
 /* A request that was put aside goes to the front of the queue. kv_came: it holds all that it needs to go on
  * from q->computed. Such requests stand before all others there (or nothing might ever fit beside the blocks
- * that they hold), those that came back without behind them, both in the order of their arrival here. */
+ * that they hold), those that came back without behind them, both in the order of their arrival here; but under
+ * the priority policy those without by their rank, like all who wait. */
 void engine_come_back(struct engine *e, uint32_t slot, bool kv_came);
 /* It ends there. */
 void engine_drop_aside(struct engine *e, uint32_t slot);

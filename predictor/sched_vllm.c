@@ -9,37 +9,16 @@
  */
 #include "predictor/engine_internal.h"
 
-static bool rank_less(const struct seq *a, const struct seq *b)
-{
-    if (a->spec.priority != b->spec.priority)
-        return a->spec.priority < b->spec.priority;
-    if (a->spec.arrival_ps != b->spec.arrival_ps)
-        return a->spec.arrival_ps < b->spec.arrival_ps;
-    return a->order < b->order;
-}
-
 static uint32_t pick_victim(const struct engine *e)
 {
     uint32_t v = e->n_running - 1;
     if (e->c.policy != SCHED_PRIORITY)
         return v;
     for (uint32_t i = 0; i < e->n_running; i++) {
-        if (rank_less(&e->seqs[e->running[v]], &e->seqs[e->running[i]]))
+        if (seq_rank_less(&e->seqs[e->running[v]], &e->seqs[e->running[i]]))
             v = i;
     }
     return v;
-}
-
-static uint32_t pick_waiting(const struct engine *e)
-{
-    uint32_t best = 0;
-    if (e->c.policy != SCHED_PRIORITY || e->seqs[deque_at(&e->waiting, 0)].kv_came)
-        return best;
-    for (uint32_t i = 1; i < e->waiting.n; i++) {
-        if (rank_less(&e->seqs[deque_at(&e->waiting, i)], &e->seqs[deque_at(&e->waiting, best)]))
-            best = i;
-    }
-    return best;
 }
 
 /* Draft tokens that a request which generates needs room for. */
@@ -97,12 +76,12 @@ static bool schedule_running(struct engine *e, uint32_t *budget, uint32_t cap)
     return preempted;
 }
 
-/* n tokens of waiting[w] join the pass. */
-static void enter(struct engine *e, uint32_t w, uint32_t hit_blocks, uint32_t n, bool remote)
+/* n tokens of the first waiting request join the pass. */
+static void enter(struct engine *e, uint32_t hit_blocks, uint32_t n, bool remote)
 {
-    uint32_t slot = deque_at(&e->waiting, w);
+    uint32_t slot = deque_at(&e->waiting, 0);
     struct seq *q = &e->seqs[slot];
-    engine_admit(e, w, hit_blocks);
+    engine_admit(e, 0, hit_blocks);
     if (remote)
         q->computed = seq_tokens(q) - 1; /* the rest of the prompt's KV was pulled */
     grow(e, q, n);
@@ -111,8 +90,7 @@ static void enter(struct engine *e, uint32_t w, uint32_t hit_blocks, uint32_t n,
 
 static bool admit_one(struct engine *e, uint32_t *budget, uint32_t cap)
 {
-    uint32_t w = pick_waiting(e);
-    const struct seq *q = &e->seqs[deque_at(&e->waiting, w)];
+    const struct seq *q = &e->seqs[deque_at(&e->waiting, 0)];
     uint32_t tok = seq_tokens(q), bs = e->c.block_size, left, n;
     bool remote = (q->flags & ENGINE_REMOTE_KV) && !q->preempted_before && !q->kv_came;
     struct kv_match m = {0, 0};
@@ -124,14 +102,14 @@ static bool admit_one(struct engine *e, uint32_t *budget, uint32_t cap)
             e->waiting_blocked = true;
             return false;
         }
-        if (engine_defer(e, w, &m, blocks_for(e, tok), (tok - 1) / bs))
+        if (engine_defer(e, 0, &m, blocks_for(e, tok), (tok - 1) / bs))
             return true;
     }
     left = chunk(remote ? 1 : tok - (q->kv_came ? q->computed : m.blocks * bs), cap, UINT32_MAX);
     n = left < *budget ? left : *budget;
     if (!e->c.enable_chunked_prefill && n < left)
         return false;
-    enter(e, w, m.blocks, n, remote);
+    enter(e, m.blocks, n, remote);
     *budget -= n;
     return true;
 }
