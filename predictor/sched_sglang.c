@@ -153,11 +153,13 @@ static void continue_chunked(struct engine *e, struct budget *b)
     uint32_t slot = e->sgl_chunked, bs = e->c.block_size;
     const struct seq *q = &e->seqs[slot];
     uint64_t left = seq_tokens(q) - q->computed;
+    uint64_t own =
+        (uint64_t)q->hold.n_blocks * bs - q->computed; /* more than none: its KV came from a tier */
     double rem = rem_total_tok(e, b);
-    uint64_t cap = rem >= bs ? (uint64_t)rem : (uint64_t)kv_free_blocks(&e->kv) * bs;
+    uint64_t cap = own + (rem >= bs ? (uint64_t)rem : (uint64_t)kv_free_blocks(&e->kv) * bs);
     if (b->chunk_tok < cap)
         cap = b->chunk_tok < bs ? bs : b->chunk_tok;
-    uint64_t room = ((uint64_t)q->hold.n_blocks + kv_free_blocks(&e->kv)) * bs - q->computed;
+    uint64_t room = own + (uint64_t)kv_free_blocks(&e->kv) * bs;
     if (room < cap)
         cap = room;
     uint64_t n = left <= cap ? left : cap / bs * bs;

@@ -265,6 +265,44 @@ static void remote_kv_computes_one_token(void **state)
     engine_free(e);
 }
 
+/* Two prompts whose first pages come from host memory take all pages there are; the first of them is cut, and goes
+ * on in pages that it has. */
+static void a_cut_prompt_goes_on_in_its_own_pages(void **state)
+{
+    (void)state;
+    static uint64_t keys[2][4];
+    struct engine_config c = small_config(4, 40);
+    c.chunked_prefill_size = 16;
+    c.num_host_blocks = 100;
+    c.kv_bytes_per_token = 1000;
+    c.h2d_bandwidth_gb_s = c.d2h_bandwidth_gb_s = 0; /* at once */
+    struct engine *e = engine_new(&c, 1);
+    assert_non_null(e);
+    uint32_t slot, n;
+    for (uint32_t i = 0; i < 2; i++) {
+        for (uint32_t k = 0; k < 4; k++)
+            keys[i][k] = request_chain_key(k ? keys[i][k - 1] : 0, 10 * i + k);
+    }
+    for (uint32_t i = 0; i < 5;
+         i++) { /* two short ones; one that takes all pages from them; two long ones */
+        struct request_spec s = request(i + 1, i < 2 ? 17 : i == 2 ? 159 : 79, 1, 1);
+        if (i != 2) {
+            s.keys = keys[i % 3];
+            s.n_keys = 4;
+            s.key_tok = 4;
+        }
+        assert_int_equal(engine_submit(e, i < 4 ? i * PS_PER_S : 3 * PS_PER_S, &s, i, 0, &slot), 0);
+        if (i != 3)
+            engine_run(e, i < 4 ? (i + 1) * PS_PER_S : 9 * PS_PER_S);
+    }
+    const struct engine_event *ev = engine_events(e, &n);
+    assert_int_equal(n, 5);
+    assert_int_equal(ev[3].record.host_tok, 16);
+    assert_int_equal(ev[4].record.host_tok, 16);
+    assert_true(engine_empty(e));
+    engine_free(e);
+}
+
 /* ---- what differs between schedulers in the random loads below */
 
 #ifndef N_LOADS /* more for a long run */
@@ -563,6 +601,7 @@ int main(void)
         cmocka_unit_test(cached_pages_are_shared),
         cmocka_unit_test(lpm_takes_the_longest_prefix_first),
         cmocka_unit_test(remote_kv_computes_one_token),
+        cmocka_unit_test(a_cut_prompt_goes_on_in_its_own_pages),
         cmocka_unit_test_teardown(skipping_changes_nothing, print_seed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
