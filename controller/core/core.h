@@ -1,11 +1,35 @@
 /* core.h - the decision core: admission queue, routing, P/D hand-off, retry, drain. One state machine
- * without I/O: events and a time in, commands out. `weir replay` drives it under virtual time; the
- * live server will drive the same object code from sockets.
+ * without I/O: events and a time in, commands out. `weir replay` drives it under virtual time, `weir serve`
+ * from sockets; both link the same object code.
  *
  * The core never learns a request's output length before the request is done, and knows of a worker
  * only what events told it: own dispatches and first tokens at once, telemetry and cache events when
  * the adapter delivers them. One thread at a time; no globals; no allocation after core_new except
- * growth of the request table up to its limit.
+ * growth of tables up to their limits (mem.h: without memory for that, the process aborts).
+ *
+ * Where a request goes
+ *   Whole to a worker of role both; where there are prefill workers, in two legs: prefill there, then decode
+ *   on a decode worker that pulls the KV. Workers of role both help out where the others cannot take
+ *   it now: with the whole request (local prefill) if no prefill worker is open or no decode worker is
+ *   up, with the decode leg if no decode worker is open. Open: up, not draining, large enough for prompt
+ *   and max_tokens (1 if unknown), below max_inflight_per_worker. Among those, the policy chooses.
+ *   destination_first: the decode worker is chosen with the prefill worker, and has the request in its books
+ *   from then on; if it dies before the prefill is done, another one is chosen then.
+ *
+ * Who waits
+ *   Nobody for whom a worker is open. Otherwise a request waits (CORE_CMD_HOLD), smaller priority first,
+ *   within one priority in order of arrival; a lost request keeps its place. One that cannot go lets
+ *   others behind it pass (it may need a larger worker), up to CORE_MAX_PASSED of its kind.
+ *   Also while no worker is up, as long as one may come up: all but draining ones may. Once none may, or when
+ *   the queue is full or the wait too long while none is up: CORE_REASON_NO_WORKER.
+ *   queue_max_requests bounds new arrivals. Requests that were let in already (lost ones, and those
+ *   whose prefill is done and that wait for a decode worker) wait without counting against them: at most
+ *   max_requests of them. queue_timeout_ps is for each wait.
+ *
+ * What is tried again
+ *   A request that failed on a worker goes to another one, or to the same if no other of the role is up and
+ *   large enough, max_retries times, from the beginning. Not if it was partly answered (the
+ *   event says so, or PROGRESS did), unless retry_partial.
  */
 #ifndef WEIR_CORE_H
 #define WEIR_CORE_H
@@ -26,7 +50,7 @@
 #define CORE_MAX_PASSED 64
 
 /* What may be known of a request when it arrives. Copied by the core, except keys, which the caller
- * keeps until the request's final command or event (done, rejected, failed for good). */
+ * keeps until the request is over: its DONE or CANCELLED event, or its REJECT command. */
 struct core_request {
     uint32_t prompt_tok;
     uint32_t max_tokens; /* 0: unknown */
@@ -52,26 +76,30 @@ struct core_cache_event {
     const uint64_t *keys;
 };
 
+/* In parentheses: the fields that are read. A request is named by its handle; worker must be the one that the
+ * request is on. */
 enum core_event_kind {
-    CORE_EV_ARRIVAL,      /* request, req filled */
-    CORE_EV_PREFILL_DONE, /* request: its prefill leg ended on worker; KV waits there */
-    CORE_EV_FIRST_TOKEN,  /* request, worker */
-    CORE_EV_PROGRESS,     /* request, n = tokens streamed so far (only if core_needs() asks) */
-    CORE_EV_DONE,         /* request, n = output tokens */
-    CORE_EV_FAILED, /* request lost on worker (worker died, connection cut); partial: client already got bytes */
-    CORE_EV_CANCELLED, /* the client went away */
-    CORE_EV_WORKER_UP, /* worker may take requests (again); role and config as given at core_new */
-    CORE_EV_WORKER_DOWN, /* its requests come back as CORE_EV_FAILED, one by one, before or after */
-    CORE_EV_WORKER_DRAIN, /* no new requests; running ones end */
-    CORE_EV_TELEMETRY,    /* worker, telemetry */
-    CORE_EV_CACHE,        /* worker, cache */
-    CORE_EV_TIMER,        /* now_ps reached core_next_timer_ps() */
+    CORE_EV_ARRIVAL,      /* (request, req) a handle that is not in use */
+    CORE_EV_PREFILL_DONE, /* (request, worker) its prefill leg ended; the KV waits on worker */
+    CORE_EV_FIRST_TOKEN,  /* (request, worker) */
+    CORE_EV_PROGRESS, /* (request, worker, n) n tokens of the answer have been passed on in this try: never
+                             fewer than before. Implies the first token */
+    CORE_EV_DONE, /* (request, worker, n) n output tokens */
+    CORE_EV_FAILED, /* (request, worker, partial) lost there: the worker died, the connection was cut, a lease
+                             ran out; of a P/D request, on either side. partial: the client already got bytes */
+    CORE_EV_CANCELLED, /* (request) the client went away */
+    CORE_EV_WORKER_UP, /* (worker) may take requests (again); role and config as given at core_new */
+    CORE_EV_WORKER_DOWN, /* (worker) its requests come back as CORE_EV_FAILED, one by one, before or after */
+    CORE_EV_WORKER_DRAIN, /* (worker) no new requests until it comes up again; running ones end */
+    CORE_EV_TELEMETRY, /* (worker, telemetry) older than the last one, or of a worker that is down: ignored */
+    CORE_EV_CACHE, /* (worker, cache) of a worker that is down: ignored */
+    CORE_EV_TIMER, /* () now_ps reached core_next_timer_ps() */
 };
 
 struct core_event {
     enum core_event_kind kind;
     int64_t now_ps;   /* never runs back */
-    uint32_t request; /* caller's handle, dense and reused after the request is over */
+    uint32_t request; /* caller's handle: below max_requests, reused once the request is over */
     uint32_t worker;
     uint32_t n;
     bool partial;
@@ -87,33 +115,36 @@ enum core_reason {
     CORE_REASON_QUEUE_FULL, /* 429 */
     CORE_REASON_SATURATED,  /* 429: the policy shed it */
     CORE_REASON_SLO,        /* 429: its deadline cannot be met */
-    CORE_REASON_NO_WORKER,  /* 503: no worker is up for this role */
+    CORE_REASON_NO_WORKER,  /* 503: no worker is up that could serve it */
     CORE_REASON_TOO_LARGE,  /* 400: larger than any worker */
     CORE_REASON_RETRIES,    /* 502: lost, and the retry budget is used up */
-    CORE_REASON_PARTIAL,    /* lost after it was partly answered */
+    CORE_REASON_PARTIAL,    /* 502: lost after it was partly answered */
     CORE_REASON_TIMEOUT,    /* 504: held longer than the queue's limit */
     CORE_REASON_COUNT
 };
 
 enum core_command_kind {
-    CORE_CMD_DISPATCH,         /* whole request to worker */
-    CORE_CMD_DISPATCH_PREFILL, /* prefill leg to worker; peer = decode worker if chosen already (destination-first), else CORE_NO_WORKER */
-    CORE_CMD_DISPATCH_DECODE,  /* decode leg to worker, KV pulled from peer */
-    CORE_CMD_HOLD,             /* informs: it waits in the admission queue */
-    CORE_CMD_REJECT,           /* over: reason, retry_after_ps */
-    CORE_CMD_CANCEL,           /* stop it on worker (both legs get one each) */
+    CORE_CMD_DISPATCH,         /* the whole request to worker */
+    CORE_CMD_DISPATCH_PREFILL, /* the prefill leg to worker; destination-first: peer is the decode worker */
+    CORE_CMD_DISPATCH_DECODE, /* the decode leg to worker, KV pulled from peer */
+    CORE_CMD_HOLD,            /* informs: it waits */
+    CORE_CMD_REJECT,          /* over: reason, retry_after_ps */
+    CORE_CMD_CANCEL, /* stop whatever it does on worker: after CANCELLED on all its workers, after FAILED
+                                  on the other one, before a REJECT where its KV waits */
 };
 
 struct core_command {
     enum core_command_kind kind;
-    uint32_t request, worker, peer;
+    uint32_t request, worker, peer; /* CORE_NO_WORKER where there is none */
     enum core_reason reason;
     int64_t retry_after_ps; /* a duration; PS_NEVER unknown */
-    uint32_t attempt;       /* 0 first try */
+    uint32_t attempt;       /* 0: first try */
     double
-        overlap_tok; /* prompt tokens the policy believes are cached on worker; -1: it does not say */
+        overlap_tok; /* prompt tokens believed to be cached on worker; -1: the policy does not ask */
 };
 
+/* What the core has to know of a worker. num_gpu_blocks: those that requests can use; 0: no limit, as with
+ * max_model_len. */
 struct core_worker_config {
     enum worker_role role;
     uint32_t block_size, num_gpu_blocks, max_num_seqs, max_num_batched_tokens, max_model_len;
@@ -145,8 +176,11 @@ struct core;
 struct core *core_new(const struct core_config *c, const char **why);
 void core_free(struct core *c);
 
-/* Takes one event; commands that follow from it are read with core_next until it returns false, before
- * the next core_event. 0, WEIR_E_INVALID (unknown request or worker, time ran back) or WEIR_E_LIMIT. */
+/* Takes one event. The commands that follow from it are read with core_next until it returns false; an event that
+ * such a command leads to may be told before the rest is read: commands stay in order.
+ * 0; WEIR_E_INVALID: nonsense (a handle not in use or in use already, the wrong worker, not in this state, time
+ * runs back, a request without a prompt) or WEIR_E_LIMIT: more than 2 * max_requests + 64 commands are
+ * unread. Either way nothing has changed. */
 WEIR_NODISCARD int core_event(struct core *c, const struct core_event *ev);
 bool core_next(struct core *c, struct core_command *out);
 
@@ -157,9 +191,13 @@ int64_t core_next_timer_ps(const struct core *c);
  * adapters need not produce FIRST_TOKEN, PROGRESS, TELEMETRY or CACHE events that nobody reads. */
 uint32_t core_needs(const struct core *c);
 
-/* Counters by reason, and live totals, for reports and metrics. */
+/* Counters, and live totals, for reports and metrics. Every arrival ends in exactly one of done, cancelled and
+ * rejected, or is still queued or in flight. */
 struct core_stats {
-    uint64_t arrivals, dispatched, held, retried, done, cancelled, rejected[CORE_REASON_COUNT];
+    uint64_t arrivals;
+    uint64_t dispatched; /* legs */
+    uint64_t held;       /* waits, of new requests and others */
+    uint64_t retried, done, cancelled, rejected[CORE_REASON_COUNT];
     uint32_t queued, inflight;
 };
 void core_get_stats(const struct core *c, struct core_stats *out);

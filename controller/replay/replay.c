@@ -698,7 +698,9 @@ static struct worker_config *expand_workers(const struct stack *s, uint32_t n,
             const struct engine_config *e = &pool->worker.engine;
             cw[k] = (struct core_worker_config){.role = e->role,
                                                 .block_size = e->block_size,
-                                                .num_gpu_blocks = e->num_gpu_blocks,
+                                                /* one of vLLM's is never used */
+                                                .num_gpu_blocks = e->num_gpu_blocks -
+                                                                  (e->scheduler == SCHED_VLLM),
                                                 .max_num_seqs = e->max_num_seqs,
                                                 .max_num_batched_tokens = e->max_num_batched_tokens,
                                                 .max_model_len = e->max_model_len,

@@ -193,6 +193,8 @@ static void test_candidates_only(void **unused)
             set_up(&b, core_policies[i]->name);
             b.q.leg = leg;
             b.inflight[0] = b.inflight[7] = 9;
+            for (uint32_t w = 0; w < N; w++)
+                report(&b, w, 0, 0, 0);
             AMONG(&b, 5);
             assert_int_equal(pick(&b), 5);
             AMONG(&b, 1, 4, 6);
@@ -1049,7 +1051,7 @@ static void test_prob_admit(void **unused)
     (void)unused;
     set_up(&b, "prob_admit");
     AMONG(&b, 0, 1);
-    assert_shed(&b, 0); /* nobody reported */
+    assert_shed(&b, 1); /* nobody reported: taken for full */
     /* max(1/5, 0.08/0.8) = 0.2 and max(0, 0.16/0.8) = 0.2: 300 * 0.2^5 = 0.096 */
     report(&b, 0, 0, 1, 8);
     report(&b, 1, 0, 0, 16);
@@ -1070,6 +1072,21 @@ static void test_prob_admit(void **unused)
     report(&b, 0, 0, 2, 0); /* 0.4: p = 3.072 */
     assert_shed(&b, 1);
     assert_int_equal(pick(&b), POLICY_SHED);
+    report(&b, 0, 0, 1, 8); /* 200 ms old is fresh, older is not */
+    b.v.now_ps = 200 * PS_PER_MS;
+    assert_shed(&b, 0.096);
+    b.v.now_ps++;
+    assert_shed(&b, 1);
+    clear(&b);
+
+    lay(&b, "prob_admit"); /* reports count as they are, whoever never reported as idle */
+    b.param[param_index(b.ops, "stale_ms")] = 0;
+    start(&b);
+    AMONG(&b, 0, 1);
+    b.v.now_ps = 1000 * PS_PER_S;
+    assert_shed(&b, 0);
+    report(&b, 0, 0, 2, 16); /* mean of 0.4 and 0 */
+    assert_shed(&b, 0.096);
     clear(&b);
 
     lay(&b, "prob_admit"); /* llm-d's own border spares 0 */
