@@ -183,7 +183,8 @@ static uint32_t handle_of(const struct core *c, const struct request *q)
 
 static void *note_of(const struct core *c, const struct request *q)
 {
-    return c->notes + (size_t)handle_of(c, q) * c->policy->request_bytes;
+    size_t bytes = c->policy->request_bytes;
+    return bytes ? c->notes + handle_of(c, q) * bytes : NULL;
 }
 
 /* Room for this handle, which is below max_requests. */
@@ -502,18 +503,21 @@ static void release_line(struct core *c, struct line *line, enum worker_role rol
 {
     const uint32_t *n_open = c->fleet.n_open;
     uint32_t passed = 0, next;
+    uint64_t blocked_tok =
+        UINT64_MAX; /* what needs as much cannot go either: workers only fill up */
     line->cut = false;
-    for (uint32_t h = hold_queue_first(&line->queue); h != HOLD_NONE; h = next) {
+    for (uint32_t h = hold_queue_first(&line->queue); h != HOLD_NONE && !line->cut; h = next) {
         struct request *q = &c->requests[h];
         if (!n_open[ROLE_BOTH] && !n_open[role])
             return;
-        line->cut = passed == CORE_MAX_PASSED;
-        if (line->cut)
-            return;
         next = hold_queue_after(&line->queue, h);
-        enum outcome o = q->phase == HELD ? route(c, q) : route_decode(c, q);
+        enum outcome o = BLOCKED;
+        if (fleet_need_tok(&q->r) < blocked_tok)
+            o = q->phase == HELD ? route(c, q) : route_decode(c, q);
         if (o == BLOCKED) {
-            passed++;
+            line->cut = ++passed > CORE_MAX_PASSED;
+            if (q->lost_on == CORE_NO_WORKER && fleet_need_tok(&q->r) < blocked_tok)
+                blocked_tok = fleet_need_tok(&q->r);
             continue;
         }
         hold_queue_remove(&line->queue, h);
