@@ -112,9 +112,8 @@ static uint32_t common_block_size(const struct fleet *f)
 
 struct core *core_new(const struct core_config *cc, const char **why)
 {
-    const struct policy_ops *policy = cc->own_policy;
-    if (!policy && cc->policy)
-        policy = core_policy_find(cc->policy);
+    const struct policy_ops *policy =
+        cc->own_policy ? cc->own_policy : core_policy_find(cc->policy);
     *why = policy ? config_fault(cc) : "no such policy";
     if (*why)
         return NULL;
