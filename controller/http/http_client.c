@@ -855,7 +855,7 @@ bool http_call_reused(const struct http_call *call)
 void http_upstream_defaults(struct http_upstream_options *o)
 {
     *o = (struct http_upstream_options){
-        .max_connections = 4096,
+        .max_connections = 16384,
         .max_idle = 256,
         .idle_timeout_ms = 60000,
         .connect_timeout_ms = 5000,

@@ -39,7 +39,7 @@ struct http_upstream_options {
     struct http_tls
         *tls; /* client context, borrowed; NULL: plain. SNI and the verified name are `host` */
     const char *host_field; /* value of Host; NULL: host and, where not the default, port. Copied */
-    uint32_t max_connections; /* 4096: in use and idle; at it http_call_send is WEIR_E_LIMIT */
+    uint32_t max_connections; /* 16384: in use and idle; at it http_call_send is WEIR_E_LIMIT */
     uint32_t max_idle;        /* 256: kept open without a call */
     uint32_t
         idle_timeout_ms; /* 60,000: shorter than what engines allow is better (uvicorn: 5,000!) */

@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #define BODY_CLASSES 16u /* 64 KiB << class: up to 2 GiB */
@@ -43,6 +44,42 @@ static void *must(void *memory)
     return memory;
 }
 
+/* --- memory ------------------------------------------------------------------------------------------------ */
+
+/* Buffers come from the system, not from the heap: among longer-lived small objects, those of a burst would keep the
+ * heap as large as it ever was (9,000 streams that began at once: 18.7 KB each against 2.8 KB). Sanitizers get malloc,
+ * so that they see the ends. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define WEIR_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) ||                         \
+    __has_feature(memory_sanitizer)
+#define WEIR_SANITIZED 1
+#endif
+#endif
+
+static void *pages_get(size_t bytes)
+{
+#ifdef WEIR_SANITIZED
+    return malloc(bytes);
+#else
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+#endif
+}
+
+static void pages_put(void *p, size_t bytes)
+{
+#ifdef WEIR_SANITIZED
+    (void)bytes;
+    free(p);
+#else
+    munmap(p, bytes);
+#endif
+}
+
+/* --- the loop ---------------------------------------------------------------------------------------------- */
+
 struct http_loop *http_loop_new(uv_loop_t *uv)
 {
     struct http_loop *loop = calloc(1, sizeof *loop);
@@ -71,12 +108,12 @@ static void on_closed(uv_handle_t *handle)
         return;
     for (struct http_block *b = loop->blocks, *next; b; b = next) {
         next = b->next;
-        free(b);
+        pages_put(b, sizeof *b);
     }
     for (unsigned c = 0; c < BODY_CLASSES; c++)
         for (struct idle_body *b = loop->bodies[c], *next; b; b = next) {
             next = b->next;
-            free(b);
+            pages_put(b, BODY_MIN_BYTES << c);
         }
     free(loop->records);
     free(loop->scratch);
@@ -122,7 +159,7 @@ struct http_block *http_block_get(struct http_loop *loop)
         loop->blocks = b->next;
         loop->stats.blocks_idle--;
     } else {
-        b = must(malloc(sizeof *b));
+        b = must(pages_get(sizeof *b));
         loop->stats.mallocs++;
     }
     loop->stats.blocks_used++;
@@ -135,7 +172,7 @@ void http_block_put(struct http_loop *loop, struct http_block *b)
 {
     loop->stats.blocks_used--;
     if (loop->stats.blocks_idle >= HTTP_POOL_BYTES / sizeof *b) {
-        free(b);
+        pages_put(b, sizeof *b);
         return;
     }
     b->next = loop->blocks;
@@ -156,7 +193,7 @@ static char *body_get(struct http_loop *loop, unsigned class)
     struct idle_body *b = loop->bodies[class];
     if (!b) {
         loop->stats.mallocs++;
-        return malloc(BODY_MIN_BYTES << class);
+        return pages_get(BODY_MIN_BYTES << class);
     }
     loop->bodies[class] = b->next;
     loop->stats.body_bytes_idle -= BODY_MIN_BYTES << class;
@@ -187,7 +224,7 @@ void http_body_put(struct http_loop *loop, struct http_body *body)
         return;
     loop->stats.body_bytes_used -= body->cap;
     if (loop->stats.body_bytes_idle + body->cap > HTTP_POOL_BYTES) {
-        free(body->at);
+        pages_put(body->at, body->cap);
     } else {
         unsigned class = class_of(body->cap);
         struct idle_body *b = (struct idle_body *)body->at;
