@@ -112,6 +112,8 @@ struct engine *engine_new(const struct engine_config *c, uint64_t seed)
         return NULL;
     e->c = *c;
     e->ops = sched_table[c->scheduler];
+    if (c->scheduler == SCHED_DYNOSIM && c->dynosim_engine == DYNOSIM_SGLANG)
+        sched_dynosim_as_sglang(e);
     /* vLLM keeps one block of the pool for itself (the null block) */
     uint32_t usable = c->num_gpu_blocks - (c->scheduler == SCHED_VLLM ? 1 : 0);
     if (kv_init(&e->kv, c->block_size, usable, c->enable_prefix_caching, c->eviction)) {
@@ -1441,7 +1443,10 @@ uint32_t engine_step_begin(struct engine *e, int64_t now, const struct engine_ba
 
 void engine_step_batch(const struct engine *e, struct step_batch *b)
 {
-    (e->ops->describe ? e->ops->describe : engine_describe_batch)(e, b);
+    if (e->c.scheduler == SCHED_DYNOSIM)
+        sched_dynosim_describe(e, b);
+    else
+        engine_describe_batch(e, b);
     b->peer_tok = e->peer_tok;
 }
 

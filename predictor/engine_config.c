@@ -66,6 +66,7 @@ void engine_config_default(struct engine_config *c, enum sched_kind kind)
     c->schedule_conservativeness = 1.0;
 
     c->dynosim_version = DYNOSIM_1_4_2;
+    c->dynosim_engine = DYNOSIM_VLLM;
 
     c->num_host_blocks = 0;
     c->h2d_bandwidth_gb_s = DEFAULT_HOST_GB_S;
@@ -150,6 +151,11 @@ static const char *check_choices(const struct engine_config *c)
         return "eviction must be lru or lfu";
     if ((unsigned)c->dynosim_version > DYNOSIM_1_6_1)
         return "dynosim_version must be 1.4.2 or 1.6.1";
+    if ((unsigned)c->dynosim_engine > DYNOSIM_SGLANG)
+        return "dynosim_engine must be vllm or sglang";
+    if (c->scheduler == SCHED_DYNOSIM && c->dynosim_engine == DYNOSIM_SGLANG &&
+        (c->dynosim_version != DYNOSIM_1_6_1 || c->role != ROLE_BOTH))
+        return "dynosim_engine sglang is for dynosim_version 1.6.1 and workers of both phases";
     if ((unsigned)c->step.form > STEP_POLYNOMIAL)
         return "step must come from step_model_init";
     if (c->policy == SCHED_PRIORITY && c->scheduler != SCHED_VLLM)

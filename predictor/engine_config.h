@@ -17,6 +17,7 @@ enum sched_policy { SCHED_FCFS, SCHED_PRIORITY, SCHED_LPM };
 enum evict_kind { EVICT_LRU, EVICT_LFU };
 /* The two versions of the peer simulator that recordings exist of (engine-model.md 1.3b). */
 enum dynosim_version { DYNOSIM_1_4_2, DYNOSIM_1_6_1 };
+enum dynosim_engine { DYNOSIM_VLLM, DYNOSIM_SGLANG };
 
 #define ENGINE_MAX_BLOCKS (UINT32_C(1) << 28)
 #define ENGINE_MAX_SEQS 65536u
@@ -54,6 +55,8 @@ struct engine_config {
     double schedule_conservativeness;
 
     enum dynosim_version dynosim_version;
+    /* the engine that the peer simulator imitates; sglang: 1.6.1, workers of both phases */
+    enum dynosim_engine dynosim_engine;
 
     /* host (CPU memory) tier; 0 blocks: off */
     uint32_t num_host_blocks;

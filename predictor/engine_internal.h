@@ -50,8 +50,6 @@ struct sched_ops {
     bool (*waiting_stays)(const struct engine *e);
     /* n decode-only passes were taken together. NULL: nothing to do. */
     void (*skipped)(struct engine *e, uint64_t n);
-    /* Fills the timing description of the batch; NULL: engine_describe_batch. */
-    void (*describe)(const struct engine *e, struct step_batch *b);
     /* How blocks of a prompt get their names: kv_name or kv_name_shared. */
     void (*name_blocks)(struct kv *kv, const struct request_spec *s, struct kv_hold *hold,
                         uint32_t named);
@@ -256,5 +254,9 @@ void engine_preempt(struct engine *e, uint32_t running_index);
 
 /* Default timing description of e->batch (linear engines). */
 void engine_describe_batch(const struct engine *e, struct step_batch *b);
+/* The same as DynoSim counts it. */
+void sched_dynosim_describe(const struct engine *e, struct step_batch *b);
+/* Makes e a DynoSim that imitates SGLang. */
+void sched_dynosim_as_sglang(struct engine *e);
 
 #endif

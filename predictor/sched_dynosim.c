@@ -12,6 +12,7 @@
  *   - A prefill worker has no decode part, a decode worker no prefill part: what it computes again after
  *     a preemption takes no time. Tokens it generated before and computes again never do.
  *   - A request whose KV came from a prefill worker has all its prompt: it decodes at once.
+ *   - Imitating SGLang (1.6.1) it picks batches as sched_sglang.c does and counts them in the same way.
  *
  * Sources: engine-model.md 1.3, 1.5 and 1.6, and the recorded requests that bench/parity repeats.
  */
@@ -202,7 +203,7 @@ static void describe_decode(const struct engine *e, struct step_batch *b)
     }
 }
 
-static void describe(const struct engine *e, struct step_batch *b)
+void sched_dynosim_describe(const struct engine *e, struct step_batch *b)
 {
     *b = (struct step_batch){.total_kv_tok = (uint64_t)e->kv.usable * e->c.block_size};
     describe_prefill(e, b);
@@ -225,6 +226,14 @@ const struct sched_ops sched_dynosim = {
     .name = "dynosim",
     .schedule = schedule,
     .waiting_stays = waiting_stays,
-    .describe = describe,
     .name_blocks = kv_name,
 };
+
+/* Its SGLang picks batches as sched_sglang.c does, but a pass prefills as many prompts as the chunk has room
+ * for: the limit of max_prefill_tokens is not there. */
+void sched_dynosim_as_sglang(struct engine *e)
+{
+    e->ops = &sched_sglang;
+    e->c.chunked_prefill_size = e->c.max_num_batched_tokens;
+    e->c.max_prefill_tokens = UINT32_MAX;
+}

@@ -152,6 +152,8 @@ const struct key stack_keys[] = {
      ENGINE_AT(schedule_conservativeness), .help = "how much room admission keeps for outputs to come"},
     {SCOPE_ENGINE, KEY_CHOICE, "dynosim_version", .choices = "1.4.2 1.6.1", .only = DYNOSIM,
      ENGINE_AT(dynosim_version), .help = "which version of the peer simulator to follow"},
+    {SCOPE_ENGINE, KEY_CHOICE, "dynosim_engine", .choices = "vllm sglang", .only = DYNOSIM,
+     ENGINE_AT(dynosim_engine), .help = "which engine the peer simulator imitates; sglang: version 1.6.1, phase both"},
     {SCOPE_ENGINE, KEY_U32, "num_host_blocks", .aliases = "num_cpu_blocks", .unit = "blocks",
      .max = ENGINE_MAX_BLOCKS, ENGINE_AT(num_host_blocks),
      .help = "KV blocks kept in host memory, of each engine (with dp_size: of each rank); 0: off"},

@@ -148,6 +148,8 @@ static void random_config(struct rng *r, struct engine_config *c)
     } else if (c->scheduler == SCHED_DYNOSIM) {
         c->dynosim_version = one_in(r, 2) ? DYNOSIM_1_4_2 : DYNOSIM_1_6_1;
         c->role = (enum worker_role)pick(r, 0, 2);
+        if (c->dynosim_version == DYNOSIM_1_6_1 && c->role == ROLE_BOTH && one_in(r, 2))
+            c->dynosim_engine = DYNOSIM_SGLANG;
     }
     if (c->scheduler != SCHED_DYNOSIM && c->enable_prefix_caching && one_in(r, 4)) {
         c->num_host_blocks = pick(r, 5, 3 * c->num_gpu_blocks);

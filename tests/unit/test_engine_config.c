@@ -98,6 +98,8 @@ static void limits_are_named(void **state)
     REFUSED(SCHED_VLLM, role, (enum worker_role)9);
     REFUSED(SCHED_VLLM, eviction, (enum evict_kind)9);
     REFUSED(SCHED_VLLM, dynosim_version, (enum dynosim_version)9);
+    REFUSED(SCHED_VLLM, dynosim_engine, (enum dynosim_engine)9);
+    REFUSED(SCHED_DYNOSIM, dynosim_engine, DYNOSIM_SGLANG); /* of version 1.6.1 only */
 }
 
 #undef REFUSED

@@ -268,6 +268,8 @@ static void prepare(struct stack *s, const struct key *k, unsigned turn)
     }
     if (strcmp(k->name, "policy") == 0 && turn == 2)
         c->scheduler = SCHED_SGLANG;
+    if (strcmp(k->name, "dynosim_engine") == 0)
+        c->dynosim_version = DYNOSIM_1_6_1;
 }
 
 /* Keys of the table that a general value does not suit; they have tests of their own. */
