@@ -139,7 +139,9 @@ WEIR_NODISCARD int cluster_submit_pair(struct cluster *c, int64_t now, uint32_t 
                                        uint32_t handle);
 
 /* Pulls the KV of handle's finished prefill leg to `worker`, where it then decodes; blocks reserved on
- * another one are given back. WEIR_E_STATE (no such KV, or the worker takes nothing), WEIR_E_TOO_LARGE. */
+ * another one are given back. (Without a lease that can wait for ever in a full fleet: for blocks there that are
+ * reserved for prompts which wait for the blocks that this KV holds.) WEIR_E_STATE (no such KV, or the worker
+ * takes nothing), WEIR_E_TOO_LARGE. */
 WEIR_NODISCARD int cluster_handoff(struct cluster *c, int64_t now, uint32_t worker,
                                    const struct request_spec *s, uint32_t handle);
 

@@ -396,12 +396,13 @@ static void replay(struct run *r, uint64_t seed, bool as_recorded)
 
 /* ---- cases that repeat exactly */
 
-/* The peer's column has what the last admission found, generated tokens included; weir knows the prompt's part
- * of the first admission and of all. Where there were more than two it cannot be told: true. */
-static bool same_reuse(const struct row *w)
+/* The peer's column has what the last admission found, generated tokens included (P/D: what the prefill worker
+ * found); weir knows the prompt's part of the first admission and of all. Where there were more than two it
+ * cannot be told: true. */
+static bool same_reuse(const struct run *r, const struct row *w)
 {
     uint32_t peer = w->reused_tok;
-    if (w->q.preemptions == 0)
+    if (w->q.preemptions == 0 || r->c->pd)
         return peer == w->q.reused_tok;
     if (peer > w->q.prompt_tok)
         peer = w->q.prompt_tok;
@@ -417,7 +418,7 @@ static bool compare_rows(struct run *r)
         double d = fmax(fabs(ttft_ms(w) - w->ttft_ms), fabs(e2e_ms(w) - w->e2e_ms));
         most = fmax(most, d);
         close += d <= TOLERANCE_MS;
-        reuse += same_reuse(w);
+        reuse += same_reuse(r, w);
         readmissions += !r->has_readmissions || w->readmissions == w->q.preemptions;
     }
     printf(" %6" PRIu64 " %9.3f %10.6f %6" PRIu64, r->n_recorded,
@@ -500,11 +501,14 @@ static struct spread spread_of(double (*v)[N_FIGURES], uint32_t n, int figure)
     return s;
 }
 
+/* runs-*.tsv has six digits; and all runs may have the same request at a percentile. */
+#define ROUNDING 1e-5
+
 /* How many standard errors the means are apart; the larger of the two spreads is taken for both. */
 static double apart(const struct spread *a, const struct spread *b)
 {
-    double error = fmax(a->sd, b->sd) * sqrt(1.0 / a->n + 1.0 / b->n);
-    return error > 0 ? fabs(a->mean - b->mean) / error : a->mean == b->mean ? 0 : INFINITY;
+    double error = fmax(a->sd, b->sd) * sqrt(1.0 / a->n + 1.0 / b->n), d = fabs(a->mean - b->mean);
+    return d <= ROUNDING * a->mean ? 0 : error > 0 ? d / error : INFINITY;
 }
 
 static bool drawn_case(struct run *r)

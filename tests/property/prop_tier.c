@@ -265,12 +265,14 @@ static void again(struct play *p, uint32_t h)
         send(p, h);
 }
 
-/* The KV of h is done. Destination first it has its place already; now and then it goes to another one. */
+/* The KV of h is done. Destination first it has its place already; now and then it goes to another one: only with a
+ * lease, for without one it may wait for blocks that are reserved for prompts that wait for its own. */
 static void hand_over(struct play *p, uint32_t h)
 {
     const struct world *w = p->w;
     uint32_t to = turn_of(p, &p->decode_turn, 2, w->n_workers);
-    if (w->pairs && h % 7 && cluster_worker_up(p->c, p->reserved_at[h]))
+    bool stay = h % 7 || w->options.kv_lease_ps == PS_NEVER;
+    if (w->pairs && stay && cluster_worker_up(p->c, p->reserved_at[h]))
         to = p->reserved_at[h];
     if (to == UINT32_MAX || cluster_handoff(p->c, p->now_ps, to, &w->spec[h], h)) {
         cluster_cancel(p->c, p->now_ps, h);
