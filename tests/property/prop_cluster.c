@@ -106,7 +106,8 @@ static void random_requests(struct rng *r, struct fleet *f, int64_t span)
         for (uint32_t k = 0; k < s->n_keys; k++)
             f->keys[i][k] = request_chain_key(k ? f->keys[i][k - 1] : 0,
                                               (k < same ? family : i + 10) * 999 + k);
-        f->cancel_ps[i] = one_in(r, 8) ? at + 1 + (int64_t)rng_below(r, 2000) * PS_PER_MS : PS_NEVER;
+        f->cancel_ps[i] =
+            one_in(r, 8) ? at + 1 + (int64_t)rng_below(r, 2000) * PS_PER_MS : PS_NEVER;
     }
 }
 
