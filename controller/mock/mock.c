@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <uv.h>
@@ -23,6 +24,7 @@
 
 #include "controller/commands.h"
 #include "controller/http/http_server.h"
+#include "controller/mock/mock_answer.h"
 #include "controller/mock/mock_engine.h"
 #include "controller/openai/json_edit.h"
 #include "controller/openai/openai_error.h"
@@ -38,6 +40,7 @@ enum fault_kind_mock { MOCK_NONE, MOCK_HANG, MOCK_SLOW, MOCK_ERROR, MOCK_CUT, MO
 struct live {
     struct http_exchange *ex; /* NULL: free, or KV held for a pull */
     struct openai_request q;
+    struct mock_answer answer;
     uint64_t *keys;
     uint32_t prompt_tok, limit, out;
     bool prefill_only, held, cut;
@@ -57,6 +60,7 @@ struct mock {
     uint32_t n_live, free_live;
     uint64_t uid, start_ns;
     char model[OPENAI_NAME_BYTES];
+    struct mock_text text; /* of the answer that is being written */
     struct rng rng;
     enum fault_kind_mock fault;
     double fault_share;
@@ -111,6 +115,7 @@ static uint32_t live_new(struct mock *m)
 static void live_free(struct mock *m, uint32_t h)
 {
     free(m->live[h].keys);
+    mock_answer_deinit(&m->live[h].answer);
     m->live[h] = (struct live){.next_free = m->free_live};
     m->free_live = h;
 }
@@ -124,47 +129,29 @@ static void refuse(struct http_exchange *ex, int status, const char *message)
     http_reply(ex, status, "application/json", (struct http_slice){body, n});
 }
 
-static bool is_chat(const struct live *l)
+/* What was put together goes out. */
+static void send_text(struct mock *m, struct live *l, bool last)
 {
-    return l->q.endpoint == OPENAI_CHAT;
-}
-
-static void send_text(struct live *l, const char *text, size_t n, bool last)
-{
-    struct http_slice s = {text, n};
+    struct http_slice s = {m->text.s, m->text.len};
     http_reply_send(l->ex, &s, 1, last);
-}
-
-static void send_event(struct mock *m, struct live *l, const char *content, const char *finish)
-{
-    char text[512];
-    int n;
-    if (is_chat(l))
-        n = snprintf(
-            text, sizeof text,
-            "data: {\"id\":\"chatcmpl-mock\",\"object\":\"chat.completion.chunk\",\"model\":\"%.200s\","
-            "\"choices\":[{\"index\":0,\"delta\":{\"content\":\"%s\"},\"finish_reason\":%s}]}\n\n",
-            m->model, content, finish);
-    else
-        n = snprintf(
-            text, sizeof text,
-            "data: {\"id\":\"cmpl-mock\",\"object\":\"text_completion\",\"model\":\"%.200s\","
-            "\"choices\":[{\"index\":0,\"text\":\"%s\",\"finish_reason\":%s}]}\n\n",
-            m->model, content, finish);
-    send_text(l, text, (size_t)n, false);
+    m->text.len = 0;
 }
 
 static void start_stream(struct mock *m, struct live *l)
 {
-    static const char role[] =
-        "data: {\"id\":\"chatcmpl-mock\",\"object\":\"chat.completion.chunk\",\"choices\":"
-        "[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},"
-        "\"finish_reason\":null}]}\n\n";
-    (void)m;
     http_reply_head(l->ex, 200, HTTP_UNKNOWN_LENGTH);
     http_reply_field(l->ex, "Content-Type", HTTP_SLICE("text/event-stream; charset=utf-8"));
-    if (is_chat(l))
-        send_text(l, role, sizeof role - 1, false);
+    mock_answer_open(&l->answer, &m->text);
+}
+
+/* The fault of an answer that is cut in the middle. */
+static void cut_off(struct mock *m, uint32_t h)
+{
+    struct http_exchange *ex = m->live[h].ex;
+    m->live[h].ex = NULL;
+    http_exchange_abort(ex);
+    mock_engine_abort(m->engine, now_ps(m), h);
+    live_free(m, h);
 }
 
 static void on_token(void *ctx, uint32_t h, uint32_t n)
@@ -185,72 +172,56 @@ static void on_token(void *ctx, uint32_t h, uint32_t n)
         return;
     if (!http_reply_started(l->ex))
         start_stream(m, l);
-    if (l->cut && l->out * 2 > l->limit) { /* the fault of a stream cut in the middle */
-        struct http_exchange *ex = l->ex;
-        l->ex = NULL;
-        http_exchange_abort(ex);
-        mock_engine_abort(m->engine, now, h);
-        live_free(m, h);
+    if (l->cut && l->out * 2 > l->limit) {
+        cut_off(m, h);
         return;
     }
-    send_event(m, l, " tok", l->out == l->limit ? "\"length\"" : "null");
+    mock_answer_tokens(&l->answer, n, l->out >= l->limit, &m->text);
+    send_text(m, l, false);
 }
 
-static int usage_text(const struct live *l, uint32_t cached, char *out, size_t cap)
+static void end_stream(struct mock *m, struct live *l, const struct mock_usage *usage)
 {
-    return snprintf(out, cap,
-                    "\"usage\":{\"prompt_tokens\":%u,\"completion_tokens\":%u,\"total_tokens\":%u,"
-                    "\"prompt_tokens_details\":{\"cached_tokens\":%u}}",
-                    l->prompt_tok, l->out, l->prompt_tok + l->out, cached);
-}
-
-static void end_stream(struct live *l, uint32_t cached)
-{
-    char usage[256], text[512];
-    int n = 0;
-    usage_text(l, cached, usage, sizeof usage);
-    if (l->q.include_usage)
-        n = snprintf(text, sizeof text, "data: {\"choices\":[],%s}\n\n", usage);
-    n += snprintf(text + n, sizeof text - (size_t)n, "data: [DONE]\n\n");
-    send_text(l, text, (size_t)n, true);
+    mock_answer_close(&l->answer, l->q.include_usage ? usage : NULL, &m->text);
+    send_text(m, l, true);
 }
 
 /* The whole answer at once; params: kv_transfer_params, or "". */
-static void reply_document(struct mock *m, struct live *l, uint32_t cached, const char *params)
+static void reply_document(struct mock *m, struct live *l, const struct mock_usage *usage,
+                           const char *params)
 {
-    size_t cap = 2048 + 4 * (size_t)l->out, n;
-    char *text = malloc(cap), usage[256];
-    if (!text) {
+    mock_answer_document(&l->answer, usage, params, &m->text);
+    if (m->text.short_of) {
+        m->text.len = 0;
         refuse(l->ex, 503, "out of memory");
         return;
     }
-    usage_text(l, cached, usage, sizeof usage);
-    n = (size_t)snprintf(
-        text, cap,
-        is_chat(l)
-            ? "{\"id\":\"chatcmpl-mock\",\"object\":\"chat.completion\",\"model\":\"%.200s\",\"choices\":"
-              "[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\""
-            : "{\"id\":\"cmpl-mock\",\"object\":\"text_completion\",\"model\":\"%.200s\",\"choices\":"
-              "[{\"index\":0,\"text\":\"",
-        m->model);
-    for (uint32_t i = 0; i < l->out; i++) {
-        memcpy(text + n, " tok", 4);
-        n += 4;
+    if (l->cut) { /* the fault of a length that is a lie: more is promised than comes */
+        struct http_slice s = {m->text.s, m->text.len};
+        http_reply_head(l->ex, 200, s.len + 1);
+        http_reply_field(l->ex, "Content-Type", HTTP_SLICE("application/json"));
+        http_reply_send(l->ex, &s, 1, false);
+        http_exchange_abort(l->ex);
+    } else {
+        http_reply(l->ex, 200, "application/json", (struct http_slice){m->text.s, m->text.len});
     }
-    n += (size_t)snprintf(text + n, cap - n, "\"%s,\"finish_reason\":\"length\"}],%s%s}",
-                          is_chat(l) ? "}" : "", usage, params);
-    http_reply(l->ex, 200, "application/json", (struct http_slice){text, n});
-    free(text);
+    m->text.len = 0;
+}
+
+static struct mock_usage usage_of(const struct live *l, const struct engine_record *record)
+{
+    return (struct mock_usage){l->prompt_tok, l->out, record->reused_tok};
 }
 
 static void on_done(void *ctx, uint32_t h, const struct engine_record *record)
 {
     struct mock *m = ctx;
     struct live *l = &m->live[h];
+    struct mock_usage usage = usage_of(l, record);
     if (l->ex && l->q.stream)
-        end_stream(l, record->reused_tok);
+        end_stream(m, l, &usage);
     else if (l->ex)
-        reply_document(m, l, record->reused_tok, "");
+        reply_document(m, l, &usage, "");
     live_free(m, h);
 }
 
@@ -264,12 +235,13 @@ static void on_prefilled(void *ctx, uint32_t h, const struct engine_record *reco
     if (!l->ex)
         return;
     l->out = 1;
+    struct mock_usage usage = usage_of(l, record);
     snprintf(
         params, sizeof params,
         ",\"kv_transfer_params\":{\"do_remote_prefill\":true,\"do_remote_decode\":false,\"remote_block_ids\":[[1]],"
         "\"remote_engine_id\":\"mock\",\"remote_host\":\"127.0.0.1\",\"remote_port\":%u,\"remote_handle\":%u}",
         http_server_port(m->server), h);
-    reply_document(m, l, record->reused_tok, params);
+    reply_document(m, l, &usage, params);
     l->ex = NULL;
 }
 
@@ -340,7 +312,19 @@ static void generate(struct mock *m, struct http_exchange *ex, enum openai_endpo
     l->ex = ex;
     l->q = q;
     l->arrived_ps = now_ps(m);
+    l->answer = (struct mock_answer){.id = rng_mix64(m->start_ns + m->requests),
+                                     .created_s = (int64_t)time(NULL),
+                                     .model = m->model,
+                                     .chat = endpoint == OPENAI_CHAT,
+                                     .choices = q.choices};
+    if (l->answer.chat && mock_answer_tools(&l->answer, body.s, body.len)) {
+        live_free(m, h);
+        refuse(ex, 400, "'tool_choice' asks for a function that 'tools' does not have");
+        return;
+    }
     l->limit = q.max_tokens ? q.max_tokens : DEFAULT_MAX_TOKENS;
+    if (l->answer.arguments) /* a call is as long as its arguments */
+        l->limit = mock_answer_tool_tok(&l->answer);
     l->prompt_tok = q.prompt_tok ? q.prompt_tok : (uint32_t)(q.prompt_bytes / BYTES_PER_TOK + 1);
     l->cut = m->fault == MOCK_CUT && rng_unit(&m->rng) < m->fault_share;
     if (q.n_keys && (l->keys = malloc(q.n_keys * sizeof *l->keys)))
@@ -490,7 +474,8 @@ static const char help[] =
     "  -h, --help\n"
     "\n"
     "POST /mock/fault {\"kind\": \"hang\"}: stops generating but answers /health; slow (factor), error (share of requests\n"
-    "that get a 503), cut (share of streams that end in the middle), crash, none.\n";
+    "that get a 503), cut (share of answers that end in the middle: streams, and documents shorter than their length), crash,\n"
+    "none.\n";
 
 enum {
     M_PORT = 256,
@@ -682,8 +667,11 @@ int mock_main(int argc, char **argv)
     fflush(stdout);
     uv_run(&m.uv, UV_RUN_DEFAULT);
     uv_loop_close(&m.uv);
-    for (uint32_t i = 0; i < m.n_live; i++)
+    for (uint32_t i = 0; i < m.n_live; i++) {
         free(m.live[i].keys);
+        mock_answer_deinit(&m.live[i].answer);
+    }
+    mock_text_deinit(&m.text);
     mock_engine_free(m.engine);
     openai_reader_free(m.reader);
     free(m.live);

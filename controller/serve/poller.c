@@ -63,6 +63,7 @@ static void set_state(struct watch *w, enum poller_state to)
         return;
     w->seen.state = to;
     w->seen.changed_ms = now_ms(w->poller);
+    atomic_store(&w->poller->serve->workers_up, poller_up(w->poller));
     hub_worker(hub_of(w), w->poller->serve->workers[w->worker].index, kinds[to]);
 }
 

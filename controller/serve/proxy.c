@@ -406,6 +406,24 @@ static void list_models(struct proxy_request *r)
     proxy_release(r);
 }
 
+/* GET /health, which benchmark clients and load balancers ask of an engine: here it means that somebody can answer. */
+static void tell_health(struct proxy_request *r)
+{
+    struct serve *s = r->proxy->serve;
+    bool draining = atomic_load(&s->draining), well = !draining && atomic_load(&s->workers_up);
+    if (!well) {
+        struct openai_error e = {503, "server_error", NULL,
+                                 draining ? "draining" : "no worker is up", NULL};
+        proxy_refuse(r, &e, PS_PER_S);
+        return;
+    }
+    struct http_exchange *ex = r->ex;
+    r->ex = NULL;
+    http_reply(ex, 200, NULL, HTTP_SLICE(""));
+    proxy_count(&r->proxy->counts.answered, 1);
+    proxy_release(r);
+}
+
 static bool is_allowed(const struct serve_settings *set, struct http_slice target)
 {
     const char *query = memchr(target.s, '?', target.len);
@@ -437,6 +455,9 @@ static void on_request(void *user, struct http_exchange *ex)
             generate(r, endpoint, head);
         else
             bad_request(r, 405, NULL, "this path takes POST", NULL);
+    } else if (head->method == HTTP_M_GET && http_slice_is(http_target(head), "/health") &&
+               !is_allowed(&p->serve->set, http_target(head))) {
+        tell_health(r);
     } else if (is_allowed(&p->serve->set, http_target(head))) {
         r->pool = &p->serve->pools[0];
         r->passthrough = true;

@@ -82,6 +82,7 @@ struct serve {
     struct serve_worker *workers;
     uint32_t n_workers;
     atomic_bool draining;
+    atomic_uint workers_up; /* as the poller sees them */
 };
 
 /* The pool that takes a model: the one that names it, else the first that names none, else (a model that nobody

@@ -163,6 +163,13 @@ def models_are_merged():
         assert [m["id"] for m in models] == ["mock"]
 
 
+def health_means_that_somebody_can_answer():
+    with fleet(1) as (weir, engines):
+        assert call(weir.port, "GET", "/health")[0] == 200
+        engines[0].end(signal.SIGKILL)
+        wait_for(lambda: call(weir.port, "GET", "/health")[0] == 503, "the dead worker is seen")
+
+
 def bad_requests_are_told_why():
     with fleet(1) as (weir, _):
         for body, status, word in (("{", 400, "JSON"), ({"messages": []}, 400, "messages"),
