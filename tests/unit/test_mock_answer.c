@@ -44,7 +44,7 @@ static unsigned read_events(const struct mock_text *t, char *joined, uint32_t *f
             const char *piece =
                 yyjson_get_str(yyjson_obj_get(yyjson_obj_get(call, "function"), "arguments"));
             if (piece && !yyjson_get_uint(yyjson_obj_get(choice, "index")))
-                strcat(joined, piece);
+                snprintf(joined + strlen(joined), 256 - strlen(joined), "%s", piece);
             words += yyjson_get_len(yyjson_obj_get(delta, "content")) > 0;
             *finished += yyjson_is_str(yyjson_obj_get(choice, "finish_reason"));
             yyjson_doc_free(doc);
