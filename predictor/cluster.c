@@ -415,6 +415,7 @@ void cluster_start(struct cluster *c, int64_t now)
 void cluster_drain(struct cluster *c)
 {
     for (uint32_t i = 0; c->opt.lazy && i < c->n_workers; i++) {
+        transfer_unbox(c, i);
         dp_run(&c->workers[i].group, PS_NEVER);
         transfer_collect(c, i);
     }
@@ -424,6 +425,7 @@ void cluster_wake(struct cluster *c, int64_t now)
 {
     if (!c->opt.lazy)
         return;
+    transfer_unbox_all(c);
     c->opt.lazy = false;
     for (uint32_t i = 0; i < c->n_workers; i++) {
         if (worker_runs(&c->workers[i]))

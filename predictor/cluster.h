@@ -11,8 +11,10 @@
  *         cluster_start(c, t);                    workers that can begin a pass do
  *     }
  *
- * Lazy mode, for callers who need no answer before they ask the next question: workers run only when
- * something is sent to them, and events come late (but with their true times). Same results, no event heap.
+ * Lazy mode, for callers who need no answer before they ask the next question: a worker runs only when
+ * CLUSTER_LAZY requests have been sent to it (or CLUSTER_LAZY_ALL and one for each worker to all of them, or one of
+ * its requests is cancelled), and events come late (but with their true times). Same results, no event heap, and one
+ * worker's state is at hand while it is used.
  * It is off, whatever the options say, where workers depend on each other or on the hour: with roles, a shared
  * store or faults.
  */
@@ -29,6 +31,8 @@
 #define CLUSTER_MAX_WORKERS 16384u
 #define CLUSTER_MAX_FAULTS 65536u
 #define CLUSTER_DOMAIN_BYTES 96
+#define CLUSTER_LAZY 16u
+#define CLUSTER_LAZY_ALL 256u
 
 enum fault_kind {
     FAULT_DOWN, /* worker dies: all its requests and KV are lost; also one that is starting */

@@ -23,6 +23,7 @@ struct worker {
     int64_t held_since_ps, held_total_ps;
     struct fair_share uplink; /* KV leaves through it; only workers that prefill have one */
     uint32_t n_inbound;       /* prefills that wait for blocks of a decode worker first */
+    uint32_t first_boxed, last_boxed, n_boxed; /* lazy: legs that wait to be submitted, in order */
     bool has_uplink, touched;
     int64_t next_ps; /* key in the heap */
     uint32_t heap_pos;
@@ -35,10 +36,12 @@ struct leg {
     /* decode worker that its KV is on the way to, or that reserves blocks for it (then with a slot) */
     uint32_t to, to_rank, to_slot;
     uint32_t transfer; /* in worker's uplink */
-    bool live, there, moving, held, reserving, reserved, tokens_out;
+    bool live, there, moving, held, reserving, reserved, tokens_out, boxed, prefill_only;
+    uint32_t next_boxed;      /* boxed: the worker's next one */
     uint32_t cached_tok;      /* prompt tokens that `to` had cached when it reserved */
     int64_t lease_ps;         /* held: until when, PS_NEVER without a lease */
-    struct request_spec spec; /* while moving or reserving */
+    int64_t at_ps;            /* boxed: when it was submitted */
+    struct request_spec spec; /* while moving, reserving or boxed */
 };
 
 /* A lease that may run out. All leases are equally long, so that they run out in the order they began. */
@@ -52,6 +55,7 @@ struct cluster {
     struct worker *workers;
     uint32_t n_workers;
     uint32_t *heap, n_heap; /* workers by next_ps, then number */
+    uint32_t n_boxed;       /* legs that wait to be submitted */
     struct leg *legs;       /* by handle */
     uint32_t legs_cap;
     struct lease *leases; /* queue; the first is always one that still holds (lease_trim) */
@@ -88,6 +92,10 @@ struct cluster_event *cluster_event_new(struct cluster *c, enum cluster_event_ki
 void cluster_leave(struct cluster *c, int64_t now, uint32_t w);
 
 /* ---- transfer.c */
+
+/* Submits what waits for worker w, and everything that waits. */
+void transfer_unbox(struct cluster *c, uint32_t w);
+void transfer_unbox_all(struct cluster *c);
 
 /* Moves an engine's events out. */
 void transfer_collect(struct cluster *c, uint32_t w);

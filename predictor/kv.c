@@ -37,16 +37,32 @@ static uint64_t block_name(const struct kv *kv, const struct request_spec *s, ui
                          : request_generated_key(s->uid);
 }
 
-static uint32_t bucket_of(const struct kv *kv, uint64_t key, uint32_t start)
+/* Names are hashes already: one multiplication spreads what depth adds to them (Knuth's multiplicative
+ * hashing: the upper bits). */
+static uint64_t hash_of(uint64_t key, uint32_t start)
 {
-    return (uint32_t)rng_mix64(key + start) & kv->bucket_mask;
+    return (key ^ (uint64_t)start * UINT64_C(0xd6e8feb86659fd93)) * UINT64_C(0x9e3779b97f4a7c15);
+}
+
+static struct kv_bucket *bucket_of(const struct kv *kv, uint64_t hash)
+{
+    return &kv->buckets[(uint32_t)(hash >> 32) & kv->bucket_mask];
+}
+
+static uint32_t tag_of(uint64_t hash)
+{
+    return UINT32_C(1) << (hash >> 27 & 31);
 }
 
 static uint32_t find(const struct kv *kv, uint64_t key, uint32_t start)
 {
     if (!kv->buckets)
         return KV_NONE;
-    uint32_t i = kv->buckets[bucket_of(kv, key, start)];
+    uint64_t hash = hash_of(key, start);
+    const struct kv_bucket *b = bucket_of(kv, hash);
+    if (!(b->tags & tag_of(hash)))
+        return KV_NONE;
+    uint32_t i = b->first;
     while (i != KV_NONE && (kv->runs[i].key0 != key || kv->runs[i].start != start))
         i = kv->runs[i].chain;
     return i;
@@ -65,7 +81,10 @@ static uint32_t next_copy(const struct kv *kv, uint32_t i)
 static void bucket_append(struct kv *kv, uint32_t i)
 {
     struct kv_run *r = &kv->runs[i];
-    uint32_t *slot = &kv->buckets[bucket_of(kv, r->key0, r->start)];
+    uint64_t hash = hash_of(r->key0, r->start);
+    struct kv_bucket *b = bucket_of(kv, hash);
+    uint32_t *slot = &b->first;
+    b->tags = *slot == KV_NONE ? tag_of(hash) : b->tags | tag_of(hash);
     while (*slot != KV_NONE)
         slot = &kv->runs[*slot].chain;
     *slot = i;
@@ -74,7 +93,7 @@ static void bucket_append(struct kv *kv, uint32_t i)
 
 static uint32_t *bucket_slot(struct kv *kv, uint32_t i)
 {
-    uint32_t *slot = &kv->buckets[bucket_of(kv, kv->runs[i].key0, kv->runs[i].start)];
+    uint32_t *slot = &bucket_of(kv, hash_of(kv->runs[i].key0, kv->runs[i].start))->first;
     while (*slot != i)
         slot = &kv->runs[*slot].chain;
     return slot;
@@ -85,15 +104,22 @@ static uint32_t bucket_count(const struct kv *kv)
     return kv->buckets ? kv->bucket_mask + 1 : 0;
 }
 
-/* Moves all runs to a table of n (a power of two), which is the kv's from now on. */
-static void bucket_move(struct kv *kv, uint32_t *to, uint32_t n)
+static void bucket_clear(struct kv_bucket *to, uint32_t n)
 {
-    uint32_t old_n = bucket_count(kv), *old = kv->buckets;
+    for (uint32_t i = 0; i < n; i++)
+        to[i] = (struct kv_bucket){.first = KV_NONE};
+}
+
+/* Moves all runs to a table of n (a power of two), which is the kv's from now on. */
+static void bucket_move(struct kv *kv, struct kv_bucket *to, uint32_t n)
+{
+    uint32_t old_n = bucket_count(kv);
+    struct kv_bucket *old = kv->buckets;
     kv->buckets = to;
     kv->bucket_mask = n - 1;
-    memset(to, 0xff, n * sizeof *to);
+    bucket_clear(to, n);
     for (uint32_t b = 0; b < old_n; b++) {
-        for (uint32_t i = old[b], next; i != KV_NONE; i = next) {
+        for (uint32_t i = old[b].first, next; i != KV_NONE; i = next) {
             next = kv->runs[i].chain;
             bucket_append(kv, i);
         }
@@ -104,7 +130,7 @@ static void bucket_move(struct kv *kv, uint32_t *to, uint32_t n)
 static void bucket_grow(struct kv *kv)
 {
     uint32_t n = kv->buckets ? bucket_count(kv) * 2 : 64;
-    uint32_t *to = malloc(n * sizeof *to);
+    struct kv_bucket *to = malloc(n * sizeof *to);
     if (!to)
         abort();
     bucket_move(kv, to, n);
@@ -405,7 +431,7 @@ int kv_reserve_as(struct kv *dst, const struct kv *src)
         return WEIR_E_NOMEM;
     if (bucket_count(src) <= buckets_cap)
         return 0;
-    uint32_t *buckets = malloc(bucket_count(src) * sizeof *buckets);
+    struct kv_bucket *buckets = malloc(bucket_count(src) * sizeof *buckets);
     if (!buckets)
         return WEIR_E_NOMEM;
     bucket_move(dst, buckets, bucket_count(src));
@@ -438,7 +464,7 @@ int kv_copy(struct kv *dst, const struct kv *src)
     MEM_COPY(dst->buckets, src->buckets, n_buckets);
     if (!n_buckets && buckets_cap) { /* an empty table, but a table */
         dst->bucket_mask = buckets_cap - 1;
-        memset(dst->buckets, 0xff, buckets_cap * sizeof *dst->buckets);
+        bucket_clear(dst->buckets, buckets_cap);
     }
     return 0;
 }
@@ -710,9 +736,10 @@ const char *kv_validate(const struct kv *kv)
     if (named != kv->free_named)
         return "free named blocks do not add up";
     for (uint32_t b = 0; kv->buckets && b <= kv->bucket_mask; b++) {
-        for (uint32_t i = kv->buckets[b]; i != KV_NONE; i = kv->runs[i].chain) {
+        for (uint32_t i = kv->buckets[b].first; i != KV_NONE; i = kv->runs[i].chain) {
             const struct kv_run *r = &kv->runs[i];
-            if (bucket_of(kv, r->key0, r->start) != b)
+            uint64_t hash = hash_of(r->key0, r->start);
+            if (bucket_of(kv, hash) != &kv->buckets[b] || !(kv->buckets[b].tags & tag_of(hash)))
                 return "hash chain: run in the wrong bucket";
             if (r->key_tok && kv->keys[r->key_off] != r->key0)
                 return "run: first key differs from its name";

@@ -66,6 +66,13 @@ struct kv_log_entry {
     uint32_t name_off; /* into kv.log_names, one per block */
 };
 
+/* Runs whose names fall into one place of the index. */
+struct kv_bucket {
+    uint32_t first; /* KV_NONE: empty */
+    uint32_t
+        tags; /* a bit for each run's hash, also of some that have left: most lookups of what is not there end here */
+};
+
 struct kv {
     uint32_t block_size, usable; /* usable: blocks that requests can have */
     bool caching;
@@ -76,7 +83,7 @@ struct kv {
 
     struct kv_run *runs;
     uint32_t runs_used, runs_cap, runs_free; /* free list through chain */
-    uint32_t *buckets;
+    struct kv_bucket *buckets;
     uint32_t bucket_mask, n_runs;
     struct kv_piece *pieces;
     uint32_t pieces_used, pieces_cap, pieces_free;

@@ -121,6 +121,7 @@ void cluster_cancel(struct cluster *c, int64_t now, uint32_t handle)
 {
     struct leg *leg = leg_of(c, handle);
     if (leg->live && c->opt.lazy) { /* perhaps it has been over for long */
+        transfer_unbox(c, leg->worker);
         dp_run(&c->workers[leg->worker].group, now);
         transfer_collect(c, leg->worker);
     }
@@ -141,29 +142,85 @@ void transfer_expire(struct cluster *c, int64_t now)
 
 /* ---- on the way */
 
+static int submit(struct cluster *c, int64_t now, uint32_t worker, const struct request_spec *s,
+                  uint32_t handle, bool prefill_only)
+{
+    struct dp_group *g = group_of(c, worker);
+    uint32_t rank = dp_choose(g), slot;
+    int rc = dp_submit(g, now, rank, s, handle, prefill_only ? ENGINE_PREFILL_ONLY : 0, &slot);
+    if (!rc)
+        c->legs[handle] = (struct leg){.worker = worker,
+                                       .rank = rank,
+                                       .slot = slot,
+                                       .live = true,
+                                       .there = true,
+                                       .lease_ps = PS_NEVER};
+    return rc;
+}
+
+/* ---- lazy mode: requests wait until there are several for a worker */
+
+void transfer_unbox(struct cluster *c, uint32_t w)
+{
+    struct worker *k = &c->workers[w];
+    uint32_t handle = k->first_boxed, n = k->n_boxed;
+    c->n_boxed -= n;
+    for (k->n_boxed = 0; n; n--) {
+        struct leg leg = c->legs[handle];
+        dp_run(&k->group, leg.at_ps);
+        int rc = submit(c, leg.at_ps, w, &leg.spec, handle, leg.prefill_only);
+        assert(!rc); /* box() has looked */
+        (void)rc;
+        handle = leg.next_boxed;
+    }
+    transfer_collect(c, w);
+}
+
+void transfer_unbox_all(struct cluster *c)
+{
+    for (uint32_t w = 0; c->n_boxed && w < c->n_workers; w++) {
+        if (c->workers[w].n_boxed)
+            transfer_unbox(c, w);
+    }
+}
+
+static int box(struct cluster *c, int64_t now, uint32_t worker, const struct request_spec *s,
+               uint32_t handle, bool prefill_only)
+{
+    struct worker *k = &c->workers[worker];
+    if (!s->prompt_tok || !s->output_tok)
+        return WEIR_E_INVALID;
+    if (!fits(c, worker, s))
+        return WEIR_E_TOO_LARGE;
+    c->legs[handle] = (struct leg){.worker = worker,
+                                   .live = true,
+                                   .boxed = true,
+                                   .prefill_only = prefill_only,
+                                   .lease_ps = PS_NEVER,
+                                   .at_ps = now,
+                                   .spec = *s};
+    *(k->n_boxed ? &c->legs[k->last_boxed].next_boxed : &k->first_boxed) = handle;
+    k->last_boxed = handle;
+    c->n_boxed++;
+    if (++k->n_boxed == CLUSTER_LAZY)
+        transfer_unbox(c, worker);
+    if (c->n_boxed == CLUSTER_LAZY_ALL + c->n_workers)
+        transfer_unbox_all(c);
+    return 0;
+}
+
 int cluster_submit(struct cluster *c, int64_t now, uint32_t worker, const struct request_spec *s,
                    uint32_t handle, bool prefill_only)
 {
     if (worker >= c->n_workers || !worker_takes(&c->workers[worker]))
         return WEIR_E_STATE;
-    struct dp_group *g = group_of(c, worker);
-    struct leg *leg = leg_of(c, handle);
-    if (c->opt.lazy) {
-        dp_run(g, now);
-        transfer_collect(c, worker);
-    }
-    uint32_t rank = dp_choose(g), slot;
-    int rc = dp_submit(g, now, rank, s, handle, prefill_only ? ENGINE_PREFILL_ONLY : 0, &slot);
-    if (rc)
-        return rc;
-    *leg = (struct leg){.worker = worker,
-                        .rank = rank,
-                        .slot = slot,
-                        .live = true,
-                        .there = true,
-                        .lease_ps = PS_NEVER};
-    cluster_touch(c, worker);
-    return 0;
+    (void)leg_of(c, handle);
+    if (c->opt.lazy)
+        return box(c, now, worker, s, handle, prefill_only);
+    int rc = submit(c, now, worker, s, handle, prefill_only);
+    if (!rc)
+        cluster_touch(c, worker);
+    return rc;
 }
 
 int cluster_submit_pair(struct cluster *c, int64_t now, uint32_t worker, uint32_t decode,

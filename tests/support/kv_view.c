@@ -33,7 +33,7 @@ uint32_t kv_view_named(const struct kv *kv, struct kv_view_block *out, uint32_t 
 {
     uint32_t n = 0;
     for (uint32_t b = 0; kv->buckets && b <= kv->bucket_mask; b++) {
-        for (uint32_t i = kv->buckets[b]; i != KV_NONE; i = kv->runs[i].chain) {
+        for (uint32_t i = kv->buckets[b].first; i != KV_NONE; i = kv->runs[i].chain) {
             const struct kv_run *r = &kv->runs[i];
             for (uint32_t d = r->start; d < r->start + r->len; d++) {
                 assert_true(n < max);

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "predictor/cluster.h"
@@ -318,11 +319,12 @@ static void lazy_workers_tell_late_but_true(void **state)
     assert_int_equal(submit(c, 0, 0, 0, 4, 2), 0);
     assert_int_equal(cluster_next_ps(c), PS_NEVER);
     no_event(c);
-    assert_int_equal(submit(c, 100 * MS, 0, 1, 4, 2), 0); /* runs it up to here first */
-    assert_int_equal(event(c).at_ps, 20 * MS);
+    assert_int_equal(submit(c, 100 * MS, 0, 1, 4, 2), 0);
     no_event(c);
     assert_int_equal(submit(c, 105 * MS, 1, 2, 4, 20), 0);
-    cluster_cancel(c, 106 * MS, 0); /* over for long: stops nobody */
+    cluster_cancel(c, 106 * MS, 0); /* over for long: stops nobody, but that has to be found out */
+    assert_int_equal(event(c).at_ps, 20 * MS);
+    no_event(c);
     cluster_cancel(c, 130 * MS, 2);
     cluster_drain(c);
     struct cluster_event ev = event(c);
@@ -330,6 +332,51 @@ static void lazy_workers_tell_late_but_true(void **state)
     assert_int_equal(ev.at_ps, 120 * MS);
     no_event(c);
     cluster_free(c);
+}
+
+static void lazy_workers_run_when_enough_has_come(void **state)
+{
+    (void)state;
+    struct worker_config w[N];
+    fleet(w);
+    struct cluster *c = cluster_of(w, N, (struct cluster_options){.lazy = true});
+    assert_int_equal(submit(c, 0, 1, 0, 4, 2), 0);
+    for (uint32_t i = 1; i < CLUSTER_LAZY; i++)
+        assert_int_equal(submit(c, 100 * i * MS, 0, i, 4, 2), 0);
+    no_event(c);
+    assert_int_equal(submit(c, 100 * CLUSTER_LAZY * MS, 0, CLUSTER_LAZY, 4, 2), 0);
+    for (uint32_t i = 1; i < CLUSTER_LAZY; i++) { /* the last one has only arrived */
+        struct cluster_event ev = event(c);
+        assert_int_equal(ev.handle, i);
+        assert_int_equal(ev.at_ps, (100 * i + 20) * MS);
+    }
+    no_event(c);
+    cluster_drain(c);
+    assert_int_equal(event(c).handle, CLUSTER_LAZY);
+    assert_int_equal(event(c).handle, 0);
+    cluster_free(c);
+}
+
+/* Many workers, of which none gets enough: all run when all together have so many. */
+static void lazy_workers_run_when_all_have_enough(void **state)
+{
+    (void)state;
+    enum { MANY = 300 };
+    struct worker_config *w = calloc(MANY, sizeof *w), one[N];
+    fleet(one);
+    for (uint32_t i = 0; i < MANY; i++)
+        w[i] = one[0];
+    struct cluster *c = cluster_of(w, MANY, (struct cluster_options){.lazy = true});
+    uint32_t n = CLUSTER_LAZY_ALL + MANY;
+    for (uint32_t i = 0; i < n - 1; i++)
+        assert_int_equal(submit(c, i < MANY ? 0 : PS_PER_S, i % MANY, i, 4, 2), 0);
+    no_event(c);
+    assert_int_equal(submit(c, PS_PER_S, (n - 1) % MANY, n - 1, 4, 2), 0);
+    for (uint32_t i = 0; i < CLUSTER_LAZY_ALL; i++) /* those that somebody came behind */
+        assert_int_equal(event(c).handle, i);
+    no_event(c);
+    cluster_free(c);
+    free(w);
 }
 
 static void lazy_workers_can_be_woken(void **state)
@@ -423,6 +470,8 @@ int main(void)
         cmocka_unit_test(slow_comes_and_goes),
         cmocka_unit_test(who_is_up_holds_gpus),
         cmocka_unit_test(lazy_workers_tell_late_but_true),
+        cmocka_unit_test(lazy_workers_run_when_enough_has_come),
+        cmocka_unit_test(lazy_workers_run_when_all_have_enough),
         cmocka_unit_test(lazy_workers_can_be_woken),
         cmocka_unit_test(nobody_is_lazy_where_it_matters),
         cmocka_unit_test(a_change_is_told_when_its_step_has_ended),

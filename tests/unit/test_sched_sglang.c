@@ -426,7 +426,7 @@ static void check_blocks(const struct engine *e)
     assert_null(kv_validate(kv));
     uint64_t n = kv_free_blocks(kv);
     for (uint32_t b = 0; kv->buckets && b <= kv->bucket_mask; b++) {
-        for (uint32_t i = kv->buckets[b]; i != KV_NONE; i = kv->runs[i].chain)
+        for (uint32_t i = kv->buckets[b].first; i != KV_NONE; i = kv->runs[i].chain)
             n += kv->runs[i].ref ? kv->runs[i].len : 0;
     }
     for (uint32_t i = 0; i < e->seqs_used; i++) {
