@@ -60,41 +60,31 @@ const char *http_method_text(enum http_method m)
 
 /* --- fields ---------------------------------------------------------------------------------------------- */
 
-struct known_name {
-    const char *name;
-    uint8_t len;
-    uint8_t known;
-};
-
-#define KNOWN(name, known)                                                                         \
-    {                                                                                              \
-        name, sizeof(name) - 1, known                                                              \
-    }
-static const struct known_name known_names[] = {
-    KNOWN("host", HTTP_F_HOST),
-    KNOWN("content-length", HTTP_F_CONTENT_LENGTH),
-    KNOWN("content-type", HTTP_F_CONTENT_TYPE),
-    KNOWN("transfer-encoding", HTTP_F_TRANSFER_ENCODING),
-    KNOWN("connection", HTTP_F_CONNECTION),
-    KNOWN("keep-alive", HTTP_F_KEEP_ALIVE),
-    KNOWN("proxy-connection", HTTP_F_PROXY),
-    KNOWN("proxy-authenticate", HTTP_F_PROXY),
-    KNOWN("proxy-authorization", HTTP_F_PROXY),
-    KNOWN("te", HTTP_F_TE),
-    KNOWN("trailer", HTTP_F_TRAILER),
-    KNOWN("upgrade", HTTP_F_UPGRADE),
-    KNOWN("expect", HTTP_F_EXPECT),
-    KNOWN("date", HTTP_F_DATE),
-    KNOWN("authorization", HTTP_F_AUTHORIZATION),
-    KNOWN("retry-after", HTTP_F_RETRY_AFTER),
-};
-
+/* Names of the same length are told apart by their first letter. */
 enum http_known http_known_of(const char *name, size_t len)
 {
-    char first = (char)(name[0] | 0x20);
-    for (size_t i = 0; i < sizeof known_names / sizeof *known_names; i++) {
-        const struct known_name *k = &known_names[i];
-        if (k->len == len && k->name[0] == first && strncasecmp(k->name, name, len) == 0)
+    static const struct known_name {
+        const char *name;
+        uint8_t known;
+    } names[][4] = {
+        [2] = {{"te", HTTP_F_TE}},
+        [4] = {{"host", HTTP_F_HOST}, {"date", HTTP_F_DATE}},
+        [6] = {{"expect", HTTP_F_EXPECT}},
+        [7] = {{"trailer", HTTP_F_TRAILER}, {"upgrade", HTTP_F_UPGRADE}},
+        [10] = {{"connection", HTTP_F_CONNECTION}, {"keep-alive", HTTP_F_KEEP_ALIVE}},
+        [11] = {{"retry-after", HTTP_F_RETRY_AFTER}},
+        [12] = {{"content-type", HTTP_F_CONTENT_TYPE}},
+        [13] = {{"authorization", HTTP_F_AUTHORIZATION}},
+        [14] = {{"content-length", HTTP_F_CONTENT_LENGTH}},
+        [16] = {{"proxy-connection", HTTP_F_PROXY}},
+        [17] = {{"transfer-encoding", HTTP_F_TRANSFER_ENCODING}},
+        [18] = {{"proxy-authenticate", HTTP_F_PROXY}},
+        [19] = {{"proxy-authorization", HTTP_F_PROXY}},
+    };
+    if (len >= sizeof names / sizeof *names)
+        return HTTP_F_OTHER;
+    for (const struct known_name *k = names[len]; k->name; k++) {
+        if (k->name[0] == (name[0] | 0x20) && strncasecmp(k->name, name, len) == 0)
             return k->known;
     }
     return HTTP_F_OTHER;

@@ -1,6 +1,7 @@
 /* http_io.c - see http_io.h. */
 #include "controller/http/http_io.h"
 
+#include <errno.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -130,7 +131,9 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 
 int http_io_start(struct http_io *io)
 {
-    int e = uv_read_start((uv_stream_t *)&io->tcp, on_room, on_read);
+    int e = uv_fileno((uv_handle_t *)&io->tcp, &io->fd);
+    if (!e)
+        e = uv_read_start((uv_stream_t *)&io->tcp, on_room, on_read);
     io->reading = !e;
     if (!e && io->tls && !shake_hands(io))
         return 0; /* clients speak first; a failure was told */
@@ -160,10 +163,8 @@ static void write_queue(struct http_io *io);
 
 static void end_now(struct http_io *io)
 {
-    int fd;
     io->end_after_queue = false;
-    if (!uv_fileno((uv_handle_t *)&io->tcp, &fd))
-        shutdown(fd, SHUT_WR);
+    shutdown(io->fd, SHUT_WR);
 }
 
 static void drop_queue(struct http_io *io)
@@ -257,15 +258,33 @@ static int write_borrowed(struct http_io *io, const uv_buf_t *bufs, unsigned n)
     return uv_write(&io->write, (uv_stream_t *)&io->tcp, bufs, n, on_written);
 }
 
+/* Sends what the socket takes at once: bytes, or a uv error. libuv has nothing of this connection waiting. */
+static ssize_t send_now(const struct http_io *io, const uv_buf_t *bufs, unsigned n)
+{
+    struct iovec pieces[HTTP_IO_MAX_SLICES];
+    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = n};
+    ssize_t sent;
+    if (n > 1)
+        for (unsigned i = 0; i < n; i++)
+            pieces[i] = (struct iovec){bufs[i].base, bufs[i].len};
+    do
+        sent = n == 1 ? send(io->fd, bufs->base, bufs->len, MSG_NOSIGNAL)
+                      : sendmsg(io->fd, &message, MSG_NOSIGNAL);
+    while (sent < 0 && errno == EINTR);
+    if (sent < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+        return 0;
+    return sent < 0 ? uv_translate_sys_error(errno) : sent;
+}
+
 /* Sends what can be sent now and queues the rest. */
 static int write_plain(struct http_io *io, uv_buf_t *bufs, unsigned n, bool borrow)
 {
     unsigned done = 0;
     if (!io->queued) {
-        int sent = uv_try_write((uv_stream_t *)&io->tcp, bufs, n);
-        if (sent < 0 && sent != UV_EAGAIN)
-            return sent;
-        done = skip_sent(bufs, n, sent > 0 ? (size_t)sent : 0);
+        ssize_t sent = send_now(io, bufs, n);
+        if (sent < 0)
+            return (int)sent;
+        done = skip_sent(bufs, n, (size_t)sent);
         if (done == n)
             return 0;
         if (borrow)
@@ -290,15 +309,35 @@ static int flush_records(struct http_io *io)
     return e;
 }
 
+/* Slices that are small together become one: copying them costs less than handing the system a list. */
+static size_t join(char joined[HTTP_IO_JOIN_BYTES], const struct http_slice *slices, size_t n)
+{
+    size_t len = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (slices[i].len > HTTP_IO_JOIN_BYTES - len)
+            return 0;
+        if (slices[i].len)
+            memcpy(joined + len, slices[i].s, slices[i].len);
+        len += slices[i].len;
+    }
+    return len;
+}
+
 int http_io_write(struct http_io *io, const struct http_slice *slices, size_t n, bool borrow)
 {
     uv_buf_t bufs[HTTP_IO_MAX_SLICES];
+    char joined[HTTP_IO_JOIN_BYTES];
+    size_t len;
     unsigned n_bufs = 0;
     if (io->tls) {
         for (size_t i = 0; i < n; i++)
             if (slices[i].len && http_tls_write(io->tls, slices[i].s, slices[i].len))
                 return UV_EPROTO;
         return flush_records(io);
+    }
+    if (n > 1 && (len = join(joined, slices, n))) {
+        bufs[0] = uv_buf_init(joined, (unsigned)len);
+        return write_plain(io, bufs, 1, false);
     }
     for (size_t i = 0; i < n; i++) {
         if (!slices[i].len)

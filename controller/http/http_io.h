@@ -1,7 +1,8 @@
 /* http_io.h - one TCP connection, plain or TLS, for http_server and http_client: reads into where its owner wants the
  * bytes, writes at once what the socket takes and keeps the rest. Not for use outside of this room.
  *
- * A write is one writev() in the usual case; nothing is copied. What the socket does not take is copied into blocks (or
+ * A write is one send() or sendmsg() in the usual case (cheaper than write() and writev(), which go through the file layer);
+ * only pieces that are small together are copied into one. What the socket does not take is copied into blocks (or
  * borrowed, for bodies that stay) and sent as it empties. A callback may close the connection: nothing of it is
  * touched after a callback once http_io_close was called.
  */
@@ -12,6 +13,8 @@
 #include "controller/http/http_tls.h"
 
 #define HTTP_IO_MAX_SLICES 80u /* of one write: a head, json_edit's slices, chunk framing */
+#define HTTP_IO_JOIN_BYTES                                                                         \
+    1024u /* up to here slices are copied together: an event with its chunk framing */
 
 struct http_io;
 
@@ -38,6 +41,7 @@ struct http_io {
     struct http_tls_session *tls;
     struct http_block *queue, *queue_last; /* copies of what could not be sent yet */
     size_t queued;                         /* bytes in the blocks and borrowed */
+    int fd;                                /* the socket, once it reads and writes */
     uv_write_t write;
     size_t writing;                   /* bytes of the running uv_write; 0: none */
     struct http_block *writing_block; /* what it writes from; NULL: borrowed bytes */

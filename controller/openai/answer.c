@@ -6,6 +6,10 @@
 
 #include <yyjson.h>
 
+/* Texts up to this size are parsed in memory on the stack (yyjson_read_max_memory_usage: 12 bytes a byte, plus a little). */
+#define POOL_JSON_BYTES 2048u
+#define POOL_BYTES (POOL_JSON_BYTES * 12 + 1024)
+
 void answer_init(struct answer *a, bool stream)
 {
     memset(a, 0, sizeof *a);
@@ -16,8 +20,9 @@ void answer_init(struct answer *a, bool stream)
 void answer_deinit(struct answer *a)
 {
     free(a->buf);
-    a->buf = NULL;
-    a->len = a->cap = 0;
+    free(a->shape);
+    a->buf = a->shape = NULL;
+    a->len = a->cap = a->shape_cap = 0;
 }
 
 /* ---- what a parsed event or document says */
@@ -145,7 +150,10 @@ static void read_responses(struct answer *a, yyjson_val *root)
 
 static void read_json(struct answer *a, const char *s, size_t len)
 {
-    yyjson_doc *doc = yyjson_read(s, len, 0);
+    char pool[POOL_BYTES];
+    yyjson_alc alc;
+    bool small = len <= POOL_JSON_BYTES && yyjson_alc_pool_init(&alc, pool, sizeof pool);
+    yyjson_doc *doc = yyjson_read_opts((char *)(uintptr_t)s, len, 0, small ? &alc : NULL, NULL);
     yyjson_val *root = yyjson_doc_get_root(doc);
     if (yyjson_is_obj(root)) {
         read_choices(a, yyjson_obj_get(root, "choices"));
@@ -157,31 +165,75 @@ static void read_json(struct answer *a, const char *s, size_t len)
     yyjson_doc_free(doc);
 }
 
-/* ---- events */
+/* ---- events that are the last one over again */
 
-/* Whether an event may hold more than one more token of a running answer: these words stand, with their quotes,
- * only in events that end an answer or count it (vLLM and SGLang write null for what is not there yet; a token
- * whose text contains such words is parsed for nothing). */
-static bool worth_parsing(const char *s, size_t len)
+/* The quote that ends a string; s is behind the one that opens it. NULL: none. */
+static const char *string_end(const char *s, const char *end)
 {
-    static const char *const words[] = {"\"usage\":{", "\"usage\": {",
-                                        "\"error\":", "\"meta_info\"", "\"response\""};
-    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
-        if (memmem(s, len, words[i], strlen(words[i])))
+    for (const char *from = s;; from++) {
+        from = memchr(from, '"', (size_t)(end - from));
+        if (!from)
+            return NULL;
+        const char *escape = from;
+        while (escape > s && escape[-1] == '\\')
+            escape--;
+        if ((from - escape) % 2 == 0)
+            return from;
+    }
+}
+
+/* The text of an event with one token, without its quotes. */
+static bool find_text(const char *s, size_t len, const char **from, const char **to)
+{
+    /* unescaped quotes cannot stand within a string, so these are names of members */
+    static const char *const names[] = {
+        "\"content\":", "\"text\":", "\"reasoning_content\":", "\"reasoning\":"};
+    const char *end = s + len;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const char *at = memmem(s, len, names[i], strlen(names[i]));
+        if (!at)
+            continue;
+        for (at += strlen(names[i]); at < end && *at == ' '; at++) {
+        }
+        if (at == end || *at != '"')
+            continue;
+        *from = at + 1;
+        *to = string_end(*from, end);
+        if (*to && *to > *from)
             return true;
     }
-    const char *why = memmem(s, len, "\"finish_reason\":", 16);
-    if (!why)
-        return !memmem(s, len, "\"delta\"", 7); /* an unknown shape */
-    for (why += 16; why < s + len && *why == ' '; why++) {
-    }
-    if (why == s + len || *why != 'n') /* anything but null */
-        return true;
-    /* several choices in one event, or one without text */
-    return memmem(why, (size_t)(s + len - why), "\"finish_reason\":", 16) ||
-           memmem(s, len, "\"content\":\"\"", 12) || memmem(s, len, "\"content\":null", 14) ||
-           !memmem(s, len, "\"choices\":[{", 12);
+    return false;
 }
+
+static void learn_shape(struct answer *a, const char *s, size_t len)
+{
+    const char *from, *to;
+    a->shape_before = 0;
+    if (!find_text(s, len, &from, &to) || len - (size_t)(to - from) > ANSWER_MAX_SHAPE_BYTES)
+        return;
+    size_t before = (size_t)(from - s), after = (size_t)(s + len - to);
+    if (before + after > a->shape_cap) {
+        char *shape = realloc(a->shape, before + after);
+        if (!shape)
+            return;
+        a->shape = shape;
+        a->shape_cap = (uint16_t)(before + after);
+    }
+    memcpy(a->shape, s, before);
+    memcpy(a->shape + before, to, after);
+    a->shape_before = (uint16_t)before;
+    a->shape_after = (uint16_t)after;
+}
+
+static bool has_shape(const struct answer *a, const char *s, size_t len)
+{
+    size_t before = a->shape_before, after = a->shape_after;
+    return before && len > before + after && !memcmp(s, a->shape, before) &&
+           !memcmp(s + len - after, a->shape + before, after) &&
+           string_end(s + before, s + len) == s + len - after;
+}
+
+/* ---- events */
 
 static void read_data(struct answer *a, const char *s, size_t len)
 {
@@ -193,10 +245,17 @@ static void read_data(struct answer *a, const char *s, size_t len)
         a->done = true;
         return;
     }
-    if (!a->first_token || worth_parsing(s, len))
-        read_json(a, s, len);
-    else
+    if (has_shape(a, s, len)) {
         a->tokens++;
+        return;
+    }
+    uint32_t tokens = a->tokens;
+    bool had_usage = a->has_usage;
+    a->has_usage = false;
+    read_json(a, s, len);
+    if (a->tokens == tokens + 1 && !a->has_usage && a->finish == ANSWER_NOT_YET && !a->done)
+        learn_shape(a, s, len);
+    a->has_usage |= had_usage;
 }
 
 /* A whole event, without the empty line behind it. Several data lines are one text (RFC: joined by line breaks);

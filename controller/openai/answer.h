@@ -2,8 +2,8 @@
  * ended, and the engine's own count (usage). Bytes go to the client as they are, whatever is found here; this
  * only looks. Works on any cut of the stream into pieces: a byte at a time gives the same as all at once.
  *
- * Streams are server-sent events (text/event-stream); anything else is taken as one JSON document. Between the
- * first token and the end an event is only looked at for its shape, not parsed: 200 ns an event instead of 1 us.
+ * Streams are server-sent events (text/event-stream); anything else is taken as one JSON document. An event that is the
+ * last parsed one over again but for its text holds one more token and is not parsed: 50 ns an event instead of 1 us.
  *
  * What counts as a token: an event whose choices carry text (content, reasoning, tool call, text), one token per
  * choice with text. The role event that opens a chat stream is none (seen on vLLM 0.32: wire-formats.md 3.8.7).
@@ -18,6 +18,8 @@
 
 /* Longest event that is looked into; a longer one is passed on and counts as one token. */
 #define ANSWER_MAX_EVENT_BYTES (64u << 10)
+/* Longest event, without its text, that others are compared with instead of being parsed. */
+#define ANSWER_MAX_SHAPE_BYTES 1024u
 /* Longest JSON document (not a stream) that is looked into; longer ones have no usage for us. */
 #define ANSWER_MAX_JSON_BYTES (1u << 20)
 
@@ -44,6 +46,10 @@ struct answer {
     char *buf; /* an unfinished event or document */
     size_t len, cap, max;
     bool skipping; /* the current one is too large */
+
+    /* an event with one token: what stood before its text, and from the quote behind it on */
+    char *shape;
+    uint16_t shape_before, shape_after, shape_cap;
 };
 
 /* stream: by the Content-Type of the response. answer_deinit frees what answer_feed allocated. */

@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -92,6 +93,50 @@ static void several_choices_in_one_event(void **state)
     answer_init(&a, true);
     feed_in_pieces(&a, s, sizeof s - 1, 50);
     assert_int_equal(a.tokens, 3);
+    answer_deinit(&a);
+}
+
+static uint32_t tokens_of(const char *stream)
+{
+    struct answer a;
+    answer_init(&a, true);
+    feed_in_pieces(&a, stream, strlen(stream), strlen(stream));
+    uint32_t n = a.tokens;
+    answer_deinit(&a);
+    return n;
+}
+
+/* An event is taken for the last one over again only where nothing but its text differs. */
+static void events_like_the_last_one(void **state)
+{
+    (void)state;
+    assert_int_equal(tokens_of(TOKEN("a") TOKEN("b") TOKEN("\\\"") TOKEN("\\\\") TOKEN("c")), 5);
+    /* empty text, and what only looks like the text's end */
+    assert_int_equal(tokens_of(TOKEN("a") TOKEN("") TOKEN("b")), 2);
+    assert_int_equal(
+        tokens_of(TOKEN("a") "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"\"},"
+                             "\"x\":{\"y\":\"q\"},\"finish_reason\":null}],\"usage\":null}\n\n"),
+        1);
+    /* another choice, then two in one event */
+    assert_int_equal(
+        tokens_of(TOKEN("a") "data: {\"choices\":[{\"index\":1,\"delta\":{\"content\":\"a\"}},"
+                             "{\"index\":0,\"delta\":{\"content\":\"a\"}}]}\n\n" TOKEN("b")),
+        4);
+    /* reasoning beside an empty content; a stream of counts is read every time */
+    static const char thoughts[] =
+        "data: {\"choices\":[{\"delta\":{\"content\":\"\",\"reasoning_content\":\"x\"},\"finish_reason\":null}]}\n\n";
+    char two[2 * sizeof thoughts];
+    snprintf(two, sizeof two, "%s%s", thoughts, thoughts);
+    assert_int_equal(tokens_of(two), 2);
+    static const char counted[] =
+        TOKEN("a") "data: {\"choices\":[{\"delta\":{\"content\":\"b\"}}],\"usage\":"
+                   "{\"prompt_tokens\":1,\"completion_tokens\":2}}\n\n"
+                   "data: {\"choices\":[{\"delta\":{\"content\":\"b\"}}],\"usage\":"
+                   "{\"prompt_tokens\":1,\"completion_tokens\":3}}\n\n";
+    struct answer a;
+    answer_init(&a, true);
+    feed_in_pieces(&a, counted, sizeof counted - 1, 7);
+    assert_int_equal(answer_output_tok(&a), 3);
     answer_deinit(&a);
 }
 
@@ -194,10 +239,15 @@ static void errors_in_a_stream(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(chat_stream_in_any_cut), cmocka_unit_test(carriage_returns_and_comments),
-        cmocka_unit_test(role_event_is_no_token), cmocka_unit_test(several_choices_in_one_event),
-        cmocka_unit_test(an_event_too_large),     cmocka_unit_test(documents),
-        cmocka_unit_test(responses_api),          cmocka_unit_test(sglang),
+        cmocka_unit_test(chat_stream_in_any_cut),
+        cmocka_unit_test(carriage_returns_and_comments),
+        cmocka_unit_test(role_event_is_no_token),
+        cmocka_unit_test(several_choices_in_one_event),
+        cmocka_unit_test(events_like_the_last_one),
+        cmocka_unit_test(an_event_too_large),
+        cmocka_unit_test(documents),
+        cmocka_unit_test(responses_api),
+        cmocka_unit_test(sglang),
         cmocka_unit_test(errors_in_a_stream),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
