@@ -397,9 +397,21 @@ void cluster_advance(struct cluster *c, int64_t until)
         apply_fault(c, &c->faults[c->next_fault++]);
 }
 
+static int by_number(const void *a, const void *b)
+{
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* In the order of their numbers, not in that in which they were touched: this depends on whether a worker that decodes
+ * has a boundary at this instant or is in the middle of passes taken together, and transfers that begin now go by it. */
 void cluster_start(struct cluster *c, int64_t now)
 {
-    for (uint32_t i = 0; i < c->n_touched; i++) { /* which may grow on the way */
+    for (uint32_t i = 0, sorted = 0; i < c->n_touched; i++) { /* which may grow on the way */
+        if (i == sorted) {
+            qsort(&c->touched[i], c->n_touched - i, sizeof *c->touched, by_number);
+            sorted = c->n_touched;
+        }
         uint32_t w = c->touched[i];
         c->workers[w].touched = false;
         if (worker_runs(&c->workers[w])) {

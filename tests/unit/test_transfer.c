@@ -490,6 +490,35 @@ static void a_cancelled_request_is_gone_everywhere(void **state)
     }
 }
 
+/* Places that are taken at one instant are taken in the order of the workers: not sooner where one has a boundary
+ * between passes just then, which it has not if these are taken together. */
+static void places_of_one_instant_are_taken_in_order(void **state)
+{
+    (void)state;
+    for (int stepping = 0; stepping < 2; stepping++) {
+        struct bed b;
+        bed_init(&b, (struct cluster_options){.kv_lease_ps = PS_NEVER, .stepping = stepping}, NULL,
+                 0);
+        b.to = 3;
+        request(&b, 0, 1, 2, 90);
+        submit(&b, 0, 0, 0);
+        b.to = 2;
+        request(&b, 1, 2, 1, 1);
+        b.to = 3;
+        request(&b, 2, 3, 1, 1);
+        run(&b, 20 * MS);
+        assert_int_equal(cluster_submit(b.c, 20 * MS, 0, &b.spec[1], 1, true), 0);
+        assert_int_equal(cluster_submit(b.c, 20 * MS, 0, &b.spec[2], 2, true), 0);
+        cluster_start(b.c, 20 * MS);
+        run(&b, 31 * MS);
+        assert_int_equal(event(&b, CLUSTER_EV_PREFILL_DONE, 1)->at_ps, 30 * MS);
+        assert_int_equal(event(&b, CLUSTER_EV_PREFILL_DONE, 2)->at_ps, 30 * MS);
+        assert_true(b.c->legs[1].moving && b.c->legs[2].moving);
+        assert_true(b.c->legs[1].transfer < b.c->legs[2].transfer);
+        cluster_free(b.c);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -497,6 +526,7 @@ int main(void)
         cmocka_unit_test(destination_first),
         cmocka_unit_test(a_reservation_can_be_left),
         cmocka_unit_test(only_what_is_missing_is_moved),
+        cmocka_unit_test(places_of_one_instant_are_taken_in_order),
         cmocka_unit_test(transfers_share_the_uplink),
         cmocka_unit_test(a_pull_that_is_too_slow_is_lost),
         cmocka_unit_test(leases_run_out_in_order),
