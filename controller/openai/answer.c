@@ -4,11 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <yyjson.h>
-
-/* Texts up to this size are parsed in memory on the stack (yyjson_read_max_memory_usage: 12 bytes a byte, plus a little). */
-#define POOL_JSON_BYTES 2048u
-#define POOL_BYTES (POOL_JSON_BYTES * 12 + 1024)
+#include "controller/openai/json_scan.h"
 
 void answer_init(struct answer *a, bool stream)
 {
@@ -27,7 +23,7 @@ void answer_deinit(struct answer *a)
 
 /* ---- what a parsed event or document says */
 
-static enum answer_finish finish_of(const char *name)
+static enum answer_finish finish_of(const struct json_value *name)
 {
     static const struct {
         const char *name;
@@ -39,7 +35,7 @@ static enum answer_finish finish_of(const char *name)
         {"cancelled", ANSWER_ABORT},
     };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        if (!strcmp(names[i].name, name))
+        if (json_equals(name, names[i].name))
             return names[i].finish;
     }
     return ANSWER_OTHER;
@@ -55,114 +51,126 @@ const char *answer_finish_name(enum answer_finish f)
     return names[f];
 }
 
-static uint32_t count_at(yyjson_val *obj, const char *name)
+static uint32_t count_at(const struct json_value *obj, const char *name)
 {
-    uint64_t n = yyjson_get_uint(yyjson_obj_get(obj, name)); /* 0 for anything but a whole number */
+    uint64_t n;
+    if (!json_uint(json_get(obj, name), &n))
+        return 0;
     return n > UINT32_MAX ? UINT32_MAX : (uint32_t)n;
 }
 
-static void read_usage(struct answer *a, yyjson_val *usage)
+static void read_usage(struct answer *a, const struct json_value *usage)
 {
-    if (!yyjson_is_obj(usage))
+    uint64_t n;
+    if (!json_is(usage, JSON_OBJECT))
         return;
-    yyjson_val *prompt = yyjson_obj_get(usage, "prompt_tokens_details");
-    yyjson_val *input = yyjson_obj_get(usage, "input_tokens_details");
-    yyjson_val *cached = yyjson_obj_get(prompt ? prompt : input, "cached_tokens");
+    const struct json_value *prompt = json_get(usage, "prompt_tokens_details");
+    const struct json_value *input = json_get(usage, "input_tokens_details");
+    const struct json_value *cached = json_get(prompt ? prompt : input, "cached_tokens");
     a->has_usage = true;
-    a->prompt_tok = count_at(
-        usage, prompt || !yyjson_obj_get(usage, "input_tokens") ? "prompt_tokens" : "input_tokens");
-    a->output_tok = count_at(usage, yyjson_obj_get(usage, "completion_tokens") ? "completion_tokens"
-                                                                               : "output_tokens");
-    if (yyjson_is_uint(cached)) {
+    a->prompt_tok = count_at(usage, prompt || !json_get(usage, "input_tokens") ? "prompt_tokens"
+                                                                               : "input_tokens");
+    a->output_tok = count_at(usage, json_get(usage, "completion_tokens") ? "completion_tokens"
+                                                                         : "output_tokens");
+    if (json_uint(cached, &n)) {
         a->has_cached = true;
-        a->cached_tok = (uint32_t)yyjson_get_uint(cached);
+        a->cached_tok = n > UINT32_MAX ? UINT32_MAX : (uint32_t)n;
     }
 }
 
-static bool has_text(yyjson_val *obj, const char *name)
+/* A string or an array that is not empty. */
+static bool has_some(const struct json_value *v)
 {
-    return yyjson_get_len(yyjson_obj_get(obj, name)) > 0; /* of strings and arrays, 0 else */
+    return v && (v->type == JSON_STRING || v->type == JSON_ARRAY) && v->len;
 }
 
-static bool choice_has_token(yyjson_val *choice)
+static bool has_text(const struct json_value *obj, const char *name)
 {
-    yyjson_val *delta = yyjson_obj_get(choice, "delta");
-    yyjson_val *ids = yyjson_obj_get(choice, "token_ids");
-    return has_text(choice, "text") || yyjson_arr_size(ids) > 0 || has_text(delta, "content") ||
+    return has_some(json_get(obj, name));
+}
+
+static bool choice_has_token(const struct json_value *choice)
+{
+    const struct json_value *delta = json_get(choice, "delta");
+    const struct json_value *ids = json_get(choice, "token_ids");
+    return has_text(choice, "text") || has_some(ids) || has_text(delta, "content") ||
            has_text(delta, "reasoning_content") || has_text(delta, "reasoning") ||
-           has_text(delta, "refusal") || yyjson_arr_size(yyjson_obj_get(delta, "tool_calls")) > 0;
+           has_text(delta, "refusal") || has_text(delta, "tool_calls");
 }
 
-static void read_choices(struct answer *a, yyjson_val *choices)
+static void read_choices(struct answer *a, const struct json_value *choices)
 {
-    size_t i, n;
-    yyjson_val *choice;
-    yyjson_arr_foreach (choices, i, n, choice) {
-        yyjson_val *why = yyjson_obj_get(choice, "finish_reason");
+    if (!json_is(choices, JSON_ARRAY))
+        return;
+    for (const struct json_value *choice = json_first(choices); choice;
+         choice = json_next(choices, choice)) {
+        const struct json_value *why = json_get(choice, "finish_reason");
         if (a->stream && choice_has_token(choice)) {
             a->tokens++;
             a->first_token = true;
         }
-        if (yyjson_is_str(why))
-            a->finish = finish_of(yyjson_get_str(why));
+        if (json_is(why, JSON_STRING))
+            a->finish = finish_of(why);
     }
 }
 
 /* SGLang's /generate: {"text": all so far, "meta_info": {...}} */
-static void read_sglang(struct answer *a, yyjson_val *root)
+static void read_sglang(struct answer *a, const struct json_value *root)
 {
-    yyjson_val *meta = yyjson_obj_get(root, "meta_info");
+    const struct json_value *meta = json_get(root, "meta_info");
     if (!meta)
         return;
-    yyjson_val *why = yyjson_obj_get(yyjson_obj_get(meta, "finish_reason"), "type");
+    const struct json_value *why = json_get(json_get(meta, "finish_reason"), "type");
     a->has_usage = true;
     a->prompt_tok = count_at(meta, "prompt_tokens");
     a->output_tok = count_at(meta, "completion_tokens");
     a->tokens = a->output_tok;
     a->first_token |= a->output_tok > 0;
-    if (yyjson_obj_get(meta, "cached_tokens")) {
+    if (json_get(meta, "cached_tokens")) {
         a->has_cached = true;
         a->cached_tok = count_at(meta, "cached_tokens");
     }
-    if (yyjson_is_str(why))
-        a->finish = finish_of(yyjson_get_str(why));
+    if (json_is(why, JSON_STRING))
+        a->finish = finish_of(why);
+}
+
+static bool ends_with(const struct json_value *v, const char *end)
+{
+    size_t n = strlen(end);
+    return json_is(v, JSON_STRING) && v->len >= n && !memcmp(v->s + v->len - n, end, n);
 }
 
 /* The Responses API: events name their type; the last one holds the whole response. */
-static void read_responses(struct answer *a, yyjson_val *root)
+static void read_responses(struct answer *a, const struct json_value *root)
 {
-    const char *type = yyjson_get_str(yyjson_obj_get(root, "type"));
-    yyjson_val *response = yyjson_obj_get(root, "response"), *status;
-    if (type && strstr(type, ".delta") && has_text(root, "delta")) {
+    const struct json_value *type = json_get(root, "type");
+    const struct json_value *response = json_get(root, "response");
+    if (ends_with(type, ".delta") && has_text(root, "delta")) {
         a->tokens++;
         a->first_token = true;
     }
-    read_usage(a, yyjson_obj_get(response ? response : root, "usage"));
-    status = yyjson_obj_get(response ? response : root, "status");
-    if (yyjson_is_str(status) && strcmp(yyjson_get_str(status), "in_progress") &&
-        strcmp(yyjson_get_str(status), "queued"))
-        a->finish = finish_of(yyjson_get_str(status));
-    if (type && !strncmp(type, "response.", 9) &&
-        (!strcmp(type + 9, "completed") || !strcmp(type + 9, "failed") ||
-         !strcmp(type + 9, "incomplete")))
+    read_usage(a, json_get(response ? response : root, "usage"));
+    const struct json_value *status = json_get(response ? response : root, "status");
+    if (json_is(status, JSON_STRING) && !json_equals(status, "in_progress") &&
+        !json_equals(status, "queued"))
+        a->finish = finish_of(status);
+    if (json_equals(type, "response.completed") || json_equals(type, "response.failed") ||
+        json_equals(type, "response.incomplete"))
         a->done = true;
 }
 
 static void read_json(struct answer *a, const char *s, size_t len)
 {
-    char pool[POOL_BYTES];
-    yyjson_alc alc;
-    bool small = len <= POOL_JSON_BYTES && yyjson_alc_pool_init(&alc, pool, sizeof pool);
-    yyjson_doc *doc = yyjson_read_opts((char *)(uintptr_t)s, len, 0, small ? &alc : NULL, NULL);
-    yyjson_val *root = yyjson_doc_get_root(doc);
-    if (yyjson_is_obj(root)) {
-        read_choices(a, yyjson_obj_get(root, "choices"));
+    struct json_scan j = {.values = NULL};
+    if (!json_scan(&j, s, len)) {
+        const struct json_value *root = j.values, *error = json_get(root, "error");
+        read_choices(a, json_get(root, "choices"));
         read_responses(a, root);
         read_sglang(a, root);
-        if (yyjson_obj_get(root, "error") && !yyjson_is_null(yyjson_obj_get(root, "error")))
+        if (error && error->type != JSON_NULL)
             a->finish = ANSWER_ERROR;
     }
-    yyjson_doc_free(doc);
+    json_scan_deinit(&j);
 }
 
 /* ---- events that are the last one over again */

@@ -6,14 +6,9 @@
 #include <string.h>
 
 #include <xxhash.h>
-#include <yyjson.h>
 
+#include "controller/openai/json_scan.h"
 #include "predictor/request.h"
-
-/* Bodies up to this size are parsed in memory that is kept; larger ones take theirs from malloc. */
-#define POOL_BODY_BYTES (64u << 10)
-/* What yyjson may need for them (yyjson_read_max_memory_usage: 12 bytes a byte, plus a little). */
-#define POOL_BYTES (POOL_BODY_BYTES * 12 + 4096)
 
 /* Separates the parts of the canonical prompt; cannot stand in JSON text unescaped. */
 enum mark { MARK_TOOLS = 1, MARK_MESSAGE, MARK_PART, MARK_MEDIA, MARK_CALL };
@@ -24,7 +19,7 @@ struct openai_reader {
     uint64_t parent;
     uint32_t fill; /* bytes in chunk */
     unsigned char chunk[OPENAI_CHUNK_BYTES];
-    char pool[POOL_BYTES];
+    struct json_scan json;
 };
 
 struct reading {
@@ -36,11 +31,16 @@ struct reading {
 
 struct openai_reader *openai_reader_new(void)
 {
-    return malloc(sizeof(struct openai_reader));
+    struct openai_reader *r = malloc(sizeof *r);
+    if (r)
+        r->json = (struct json_scan){.values = NULL};
+    return r;
 }
 
 void openai_reader_free(struct openai_reader *r)
 {
+    if (r)
+        json_scan_deinit(&r->json);
     free(r);
 }
 
@@ -113,46 +113,60 @@ static void feed_mark(struct openai_reader *r, enum mark mark)
     feed(r, &c, 1);
 }
 
-static void feed_text(struct reading *k, yyjson_val *v)
+static void feed_text(struct reading *k, const struct json_value *v)
 {
-    size_t len = yyjson_get_len(v);
-    feed(k->r, yyjson_get_str(v), len);
-    k->out->prompt_bytes += len;
+    const char *piece;
+    size_t n;
+    if (!v->escaped) {
+        feed(k->r, v->s, v->len);
+        k->out->prompt_bytes += v->len;
+        return;
+    }
+    for (struct json_pieces p = json_pieces(v); json_piece(&p, &piece, &n);) {
+        feed(k->r, piece, n);
+        k->out->prompt_bytes += n;
+    }
 }
 
 /* Any JSON value, so that equal values feed equal bytes: names and strings as they are, structure as marks. Tool
  * definitions and calls are small next to the prompt. Depth is bounded by MAX_DEPTH: what is deeper counts as equal. */
 #define MAX_DEPTH 16
-static void feed_value(struct reading *k, yyjson_val *v, int depth)
+static void feed_value(struct reading *k, const struct json_value *v, int depth)
 {
-    char number[32];
-    size_t i, n;
-    yyjson_val *key, *item;
-    if (yyjson_is_str(v)) {
+    if (!v)
+        return;
+    if (v->type == JSON_STRING) {
         feed_text(k, v);
-    } else if (yyjson_is_obj(v) && depth < MAX_DEPTH) {
-        yyjson_obj_foreach (v, i, n, key, item) {
-            feed_text(k, key);
-            feed_value(k, item, depth + 1);
+    } else if (v->type == JSON_OBJECT && depth < MAX_DEPTH) {
+        for (const struct json_value *m = json_first(v); m; m = json_next(v, m + 1)) {
+            feed_text(k, m);
+            feed_value(k, m + 1, depth + 1);
         }
-    } else if (yyjson_is_arr(v) && depth < MAX_DEPTH) {
-        yyjson_arr_foreach (v, i, n, item) {
+    } else if (v->type == JSON_ARRAY && depth < MAX_DEPTH) {
+        for (const struct json_value *i = json_first(v); i; i = json_next(v, i)) {
             feed_mark(k->r, MARK_PART);
-            feed_value(k, item, depth + 1);
+            feed_value(k, i, depth + 1);
         }
-    } else if (yyjson_is_num(v)) {
-        int len = snprintf(number, sizeof number, "%.17g", yyjson_get_num(v));
-        feed(k->r, number, (size_t)len);
-    } else if (yyjson_is_bool(v)) {
-        feed(k->r, yyjson_get_bool(v) ? "t" : "f", 1);
+    } else if (v->type == JSON_NUMBER) {
+        feed(k->r, v->s, v->len);
+    } else if (v->type == JSON_TRUE || v->type == JSON_FALSE) {
+        feed(k->r, v->type == JSON_TRUE ? "t" : "f", 1);
     }
 }
 
-static uint64_t hash_of(yyjson_val *v)
+/* 0: no string, or an empty one. */
+static uint64_t hash_of(const struct json_value *v)
 {
-    return yyjson_is_str(v) && yyjson_get_len(v)
-               ? XXH3_64bits(yyjson_get_str(v), yyjson_get_len(v)) | 1 /* never 0 */
-               : 0;
+    const char *piece;
+    size_t n;
+    uint64_t hash = 0;
+    if (!json_is(v, JSON_STRING) || !v->len)
+        return 0;
+    if (!v->escaped)
+        return XXH3_64bits(v->s, v->len) | 1;
+    for (struct json_pieces p = json_pieces(v); json_piece(&p, &piece, &n);)
+        hash = XXH3_64bits_withSeed(piece, n, hash);
+    return hash | 1;
 }
 
 /* ---- members with a type and a range */
@@ -164,69 +178,71 @@ static int wrong(struct reading *k, const char *param, const char *expected)
     return WEIR_E_INPUT;
 }
 
-static bool given(yyjson_val *v)
+static bool given(const struct json_value *v)
 {
-    return v && !yyjson_is_null(v);
+    return v && v->type != JSON_NULL;
 }
 
-static int read_count(struct reading *k, yyjson_val *obj, const char *name, uint32_t min,
-                      uint32_t max, uint32_t *out)
+static int read_count(struct reading *k, const struct json_value *obj, const char *name,
+                      uint32_t min, uint32_t max, uint32_t *out)
 {
     char expected[64];
-    yyjson_val *v = yyjson_obj_get(obj, name);
+    uint64_t x;
+    const struct json_value *v = json_get(obj, name);
     if (!given(v))
         return 0;
-    if (!yyjson_is_uint(v) || yyjson_get_uint(v) < min || yyjson_get_uint(v) > max) {
+    if (!json_uint(v, &x) || x < min || x > max) {
         snprintf(expected, sizeof expected, "a whole number from %u to %u", min, max);
         return wrong(k, name, expected);
     }
-    *out = (uint32_t)yyjson_get_uint(v);
+    *out = (uint32_t)x;
     return 0;
 }
 
-static int read_bool(struct reading *k, yyjson_val *obj, const char *name, bool *out)
+static int read_bool(struct reading *k, const struct json_value *obj, const char *name, bool *out)
 {
-    yyjson_val *v = yyjson_obj_get(obj, name);
+    const struct json_value *v = json_get(obj, name);
     if (!given(v))
         return 0;
-    if (!yyjson_is_bool(v))
+    if (v->type != JSON_TRUE && v->type != JSON_FALSE)
         return wrong(k, name, "true or false");
-    *out = yyjson_get_bool(v);
+    *out = v->type == JSON_TRUE;
     return 0;
 }
 
-static int read_model(struct reading *k, yyjson_val *root)
+static int read_model(struct reading *k, const struct json_value *root)
 {
-    yyjson_val *v = yyjson_obj_get(root, "model");
+    const struct json_value *v = json_get(root, "model");
     if (!given(v))
         return 0;
-    if (!yyjson_is_str(v) || yyjson_get_len(v) >= OPENAI_NAME_BYTES ||
-        strlen(yyjson_get_str(v)) != yyjson_get_len(v))
+    size_t len = json_length(v);
+    if (v->type != JSON_STRING || len >= OPENAI_NAME_BYTES)
         return wrong(k, "model", "a name of at most 255 bytes");
-    memcpy(k->out->model, yyjson_get_str(v), yyjson_get_len(v) + 1);
-    return 0;
+    json_copy(v, k->out->model);
+    k->out->model[len] = '\0';
+    return strlen(k->out->model) == len ? 0 : wrong(k, "model", "a name without NUL");
 }
 
-static int read_priority(struct reading *k, yyjson_val *root)
+static int read_priority(struct reading *k, const struct json_value *root)
 {
-    yyjson_val *v = yyjson_obj_get(root, "priority");
+    const struct json_value *v = json_get(root, "priority");
+    int64_t x;
     if (!given(v))
         return 0;
-    if (!yyjson_is_int(v) || (yyjson_is_uint(v) && yyjson_get_uint(v) > INT32_MAX) ||
-        (yyjson_is_sint(v) && yyjson_get_sint(v) < INT32_MIN))
+    if (!json_int(v, &x) || x > INT32_MAX || x < INT32_MIN)
         return wrong(k, "priority", "a whole number of 32 bits");
-    k->out->priority = (int32_t)yyjson_get_sint(v);
+    k->out->priority = (int32_t)x;
     k->out->has_priority = true;
     return 0;
 }
 
 /* The names under which endpoints limit the answer; the first that is given counts. */
-static int read_limits(struct reading *k, yyjson_val *root)
+static int read_limits(struct reading *k, const struct json_value *root)
 {
     static const char *const names[] = {"max_completion_tokens", "max_output_tokens",
                                         "max_new_tokens", "max_tokens"};
-    yyjson_val *sampling = yyjson_obj_get(root, "sampling_params");
-    yyjson_val *where[] = {root, yyjson_is_obj(sampling) ? sampling : NULL};
+    const struct json_value *sampling = json_get(root, "sampling_params");
+    const struct json_value *where[] = {root, json_is(sampling, JSON_OBJECT) ? sampling : NULL};
     uint32_t n = 1;
     int rc = 0;
     for (size_t w = 0; w < 2 && !rc; w++) {
@@ -239,10 +255,10 @@ static int read_limits(struct reading *k, yyjson_val *root)
     return rc;
 }
 
-static int read_hints(struct reading *k, yyjson_val *root)
+static int read_hints(struct reading *k, const struct json_value *root)
 {
-    yyjson_val *ext = yyjson_obj_get(yyjson_obj_get(root, "nvext"), "agent_hints");
-    yyjson_val *context = yyjson_obj_get(yyjson_obj_get(root, "vllm_xargs"), "agentic_context");
+    const struct json_value *ext = json_get(json_get(root, "nvext"), "agent_hints");
+    const struct json_value *context = json_get(json_get(root, "vllm_xargs"), "agentic_context");
     uint32_t *out = &k->out->expected_output_tok;
     int rc = read_count(k, root, "expected_output_length", 0, OPENAI_MAX_TOKENS, out);
     if (!rc && context)
@@ -252,18 +268,18 @@ static int read_hints(struct reading *k, yyjson_val *root)
     return rc;
 }
 
-static int read_settings(struct reading *k, yyjson_val *root)
+static int read_settings(struct reading *k, const struct json_value *root)
 {
-    yyjson_val *options = yyjson_obj_get(root, "stream_options");
-    uint64_t user = hash_of(yyjson_obj_get(root, "user"));
-    uint64_t session = hash_of(yyjson_obj_get(root, "prompt_cache_key"));
-    k->out->user = user ? user : hash_of(yyjson_obj_get(root, "safety_identifier"));
-    k->out->session = session ? session : hash_of(yyjson_obj_get(root, "previous_response_id"));
-    k->out->cache_salt = hash_of(yyjson_obj_get(root, "cache_salt"));
+    const struct json_value *options = json_get(root, "stream_options");
+    uint64_t user = hash_of(json_get(root, "user"));
+    uint64_t session = hash_of(json_get(root, "prompt_cache_key"));
+    k->out->user = user ? user : hash_of(json_get(root, "safety_identifier"));
+    k->out->session = session ? session : hash_of(json_get(root, "previous_response_id"));
+    k->out->cache_salt = hash_of(json_get(root, "cache_salt"));
     int rc = read_model(k, root);
     if (!rc)
         rc = read_bool(k, root, "stream", &k->out->stream);
-    if (!rc && given(options) && !yyjson_is_obj(options))
+    if (!rc && given(options) && !json_is(options, JSON_OBJECT))
         rc = wrong(k, "stream_options", "an object");
     if (!rc && given(options))
         rc = read_bool(k, options, "include_usage", &k->out->include_usage);
@@ -279,10 +295,10 @@ static int read_settings(struct reading *k, yyjson_val *root)
 /* ---- prompts */
 
 /* Everything that makes equal texts different prompts goes into the root of the chain. */
-static void start_prompt(struct reading *k, yyjson_val *root)
+static void start_prompt(struct reading *k, const struct json_value *root)
 {
     struct openai_request *q = k->out;
-    yyjson_val *lora = yyjson_obj_get(root, "lora_path");
+    const struct json_value *lora = json_get(root, "lora_path");
     k->r->n_keys = k->r->fill = 0;
     k->r->parent = XXH3_64bits_withSeed(q->model, strlen(q->model), q->cache_salt);
     if (hash_of(lora))
@@ -295,70 +311,73 @@ static void end_prompt(struct reading *k)
     k->out->n_keys = k->r->n_keys;
 }
 
-static int read_ids(struct reading *k, yyjson_val *ids, const char *param, bool named)
+static int read_ids(struct reading *k, const struct json_value *ids, const char *param, bool named)
 {
     uint32_t chunk[OPENAI_CHUNK_TOK], fill = 0;
-    size_t i, n;
-    yyjson_val *v;
-    yyjson_arr_foreach (ids, i, n, v) {
-        if (!yyjson_is_uint(v) || yyjson_get_uint(v) > UINT32_MAX)
+    uint64_t id;
+    for (const struct json_value *v = json_first(ids); v; v = json_next(ids, v)) {
+        if (!json_uint(v, &id) || id > UINT32_MAX)
             return wrong(k, param, "token ids: whole numbers of 32 bits");
-        chunk[fill++] = (uint32_t)yyjson_get_uint(v);
+        chunk[fill++] = (uint32_t)id;
         if (fill == OPENAI_CHUNK_TOK) {
             if (named)
                 end_chunk(k->r, chunk, sizeof chunk);
             fill = 0;
         }
     }
-    if (n > OPENAI_MAX_TOKENS - k->out->prompt_tok)
+    if (ids->len > OPENAI_MAX_TOKENS - k->out->prompt_tok)
         return wrong(k, param, "a prompt of at most 268435456 tokens");
-    k->out->prompt_tok += (uint32_t)n;
+    k->out->prompt_tok += ids->len;
     k->out->key_tok = OPENAI_CHUNK_TOK;
     return 0;
 }
 
-/* A string, an array of strings, token ids, or an array of arrays of them. A batch is known by its first
- * prompt, and counts as a whole. */
-static int read_prompt(struct reading *k, yyjson_val *v, const char *param)
+/* One prompt of a batch, which is known by its first one. */
+static int read_one(struct reading *k, const struct json_value *v, const char *param, bool first)
+{
+    if (v->type == JSON_ARRAY)
+        return read_ids(k, v, param, first);
+    if (first)
+        feed_text(k, v);
+    else
+        k->out->prompt_bytes += json_length(v);
+    return 0;
+}
+
+/* A string, an array of strings, token ids, or an array of arrays of them. A batch counts as a whole. */
+static int read_prompt(struct reading *k, const struct json_value *v, const char *param)
 {
     static const char expected[] = "a string, strings, token ids or arrays of them";
-    size_t i, n;
-    yyjson_val *item, *first = yyjson_is_arr(v) ? yyjson_arr_get_first(v) : NULL;
-    if (yyjson_is_str(v)) {
+    const struct json_value *first = json_is(v, JSON_ARRAY) ? json_first(v) : NULL;
+    if (v->type == JSON_STRING) {
         feed_text(k, v);
         return 0;
     }
     if (!first)
-        return wrong(k, param, yyjson_is_arr(v) ? "not empty" : expected);
-    if (yyjson_is_num(first))
+        return wrong(k, param, v->type == JSON_ARRAY ? "not empty" : expected);
+    if (first->type == JSON_NUMBER)
         return read_ids(k, v, param, true);
-    yyjson_arr_foreach (v, i, n, item) {
-        if (yyjson_get_type(item) != yyjson_get_type(first))
+    if (first->type != JSON_STRING && first->type != JSON_ARRAY)
+        return wrong(k, param, expected);
+    for (const struct json_value *i = first; i; i = json_next(v, i)) {
+        if (i->type != first->type)
             return wrong(k, param, expected);
-        if (yyjson_is_arr(item)) {
-            int rc = read_ids(k, item, param, i == 0);
-            if (rc)
-                return rc;
-        } else if (!yyjson_is_str(item)) {
-            return wrong(k, param, expected);
-        } else if (i == 0) {
-            feed_text(k, item);
-        } else {
-            k->out->prompt_bytes += yyjson_get_len(item);
-        }
+        int rc = read_one(k, i, param, i == first);
+        if (rc)
+            return rc;
     }
-    k->out->choices = n > OPENAI_MAX_CHOICES ? OPENAI_MAX_CHOICES : k->out->choices * (uint32_t)n;
+    k->out->choices = v->len > OPENAI_MAX_CHOICES ? OPENAI_MAX_CHOICES : k->out->choices * v->len;
     return 0;
 }
 
 /* An element of a content array: text, or something whose bytes matter but are not text. */
-static void feed_part(struct reading *k, yyjson_val *part)
+static void feed_part(struct reading *k, const struct json_value *part)
 {
-    yyjson_val *text = yyjson_obj_get(part, "text");
+    const struct json_value *text = json_get(part, "text");
     feed_mark(k->r, MARK_PART);
-    if (yyjson_is_str(part)) {
+    if (json_is(part, JSON_STRING)) {
         feed_text(k, part);
-    } else if (yyjson_is_str(text)) {
+    } else if (json_is(text, JSON_STRING)) {
         feed_text(k, text);
     } else {
         uint64_t before = k->out->prompt_bytes;
@@ -369,18 +388,17 @@ static void feed_part(struct reading *k, yyjson_val *part)
     }
 }
 
-static void feed_message(struct reading *k, yyjson_val *message)
+static void feed_message(struct reading *k, const struct json_value *message)
 {
-    yyjson_val *content = yyjson_obj_get(message, "content");
-    yyjson_val *calls = yyjson_obj_get(message, "tool_calls"), *part;
-    size_t i, n;
+    const struct json_value *content = json_get(message, "content");
+    const struct json_value *calls = json_get(message, "tool_calls");
     feed_mark(k->r, MARK_MESSAGE);
-    feed_value(k, yyjson_obj_get(message, "role"), 0);
-    feed_value(k, yyjson_obj_get(message, "name"), 0);
-    if (yyjson_is_arr(content)) {
-        yyjson_arr_foreach (content, i, n, part)
-            feed_part(k, part);
-    } else if (yyjson_is_str(content)) {
+    feed_value(k, json_get(message, "role"), 0);
+    feed_value(k, json_get(message, "name"), 0);
+    if (json_is(content, JSON_ARRAY)) {
+        for (const struct json_value *i = json_first(content); i; i = json_next(content, i))
+            feed_part(k, i);
+    } else if (json_is(content, JSON_STRING)) {
         feed_mark(k->r, MARK_PART);
         feed_text(k, content);
     } else if (!content && !calls) { /* items of the Responses API that are no messages */
@@ -392,39 +410,38 @@ static void feed_message(struct reading *k, yyjson_val *message)
     }
 }
 
-static int read_messages(struct reading *k, yyjson_val *messages, const char *param)
+static int read_messages(struct reading *k, const struct json_value *messages, const char *param)
 {
-    size_t i, n;
-    yyjson_val *m;
-    if (!yyjson_is_arr(messages) || !yyjson_arr_size(messages))
+    const struct json_value *m = json_is(messages, JSON_ARRAY) ? json_first(messages) : NULL;
+    if (!m)
         return wrong(k, param, "an array of messages, not empty");
-    yyjson_arr_foreach (messages, i, n, m) {
-        if (!yyjson_is_obj(m))
+    for (; m; m = json_next(messages, m)) {
+        if (m->type != JSON_OBJECT)
             return wrong(k, param, "an array of objects");
         feed_message(k, m);
     }
     return 0;
 }
 
-static void feed_tools(struct reading *k, yyjson_val *root)
+static void feed_tools(struct reading *k, const struct json_value *root)
 {
-    yyjson_val *tools = yyjson_obj_get(root, "tools");
+    const struct json_value *tools = json_get(root, "tools");
     if (!given(tools))
         return;
     feed_mark(k->r, MARK_TOOLS);
     feed_value(k, tools, 0);
 }
 
-static int read_responses(struct reading *k, yyjson_val *root)
+static int read_responses(struct reading *k, const struct json_value *root)
 {
-    yyjson_val *input = yyjson_obj_get(root, "input"),
-               *instructions = yyjson_obj_get(root, "instructions");
+    const struct json_value *input = json_get(root, "input"),
+                            *instructions = json_get(root, "instructions");
     feed_tools(k, root);
-    if (yyjson_is_str(instructions)) {
+    if (json_is(instructions, JSON_STRING)) {
         feed_mark(k->r, MARK_MESSAGE);
         feed_text(k, instructions);
     }
-    if (yyjson_is_str(input)) {
+    if (json_is(input, JSON_STRING)) {
         feed_mark(k->r, MARK_MESSAGE);
         feed_text(k, input);
         return 0;
@@ -435,22 +452,22 @@ static int read_responses(struct reading *k, yyjson_val *root)
 }
 
 /* The member that holds the prompt: the first of these names that is there. */
-static int read_first(struct reading *k, yyjson_val *root, const char *const *names)
+static int read_first(struct reading *k, const struct json_value *root, const char *const *names)
 {
     for (size_t i = 0; names[i]; i++) {
-        yyjson_val *v = yyjson_obj_get(root, names[i]);
+        const struct json_value *v = json_get(root, names[i]);
         if (given(v))
             return read_prompt(k, v, names[i]);
     }
     return wrong(k, names[0], "given");
 }
 
-static int read_body(struct reading *k, yyjson_val *root)
+static int read_body(struct reading *k, const struct json_value *root)
 {
     static const char *const prompt[] = {"prompt", NULL}, *const input[] = {"input", NULL},
                              *const ids[] = {"token_ids", NULL},
                              *const text[] = {"text", "input_ids", NULL};
-    yyjson_val *messages = yyjson_obj_get(root, "messages");
+    const struct json_value *messages = json_get(root, "messages");
     start_prompt(k, root);
     switch (k->out->endpoint) {
     case OPENAI_CHAT: feed_tools(k, root); return read_messages(k, messages, "messages");
@@ -472,33 +489,26 @@ int openai_request_read(struct openai_reader *r, enum openai_endpoint endpoint, 
                         const char **param)
 {
     struct reading k = {.r = r, .out = out, .error = error, .param = ""};
-    yyjson_alc pool;
-    yyjson_read_err bad;
-    bool small = len <= POOL_BODY_BYTES && yyjson_alc_pool_init(&pool, r->pool, sizeof r->pool);
+    struct json_scan *j = &r->json;
     memset(out, 0, sizeof *out);
     out->endpoint = endpoint;
     out->choices = 1;
-    /* yyjson does not write to the text without YYJSON_READ_INSITU */
-    yyjson_doc *doc = yyjson_read_opts((char *)(uintptr_t)body, len, 0, small ? &pool : NULL, &bad);
-    int rc;
-    if (!doc && bad.code == YYJSON_READ_ERROR_MEMORY_ALLOCATION) {
-        rc = WEIR_E_NOMEM;
+    int rc = json_scan(j, body, len);
+    if (rc == WEIR_E_NOMEM) {
         snprintf(error, OPENAI_ERROR_BYTES, "out of memory");
-    } else if (!doc) {
-        rc = WEIR_E_INPUT;
-        snprintf(error, OPENAI_ERROR_BYTES, "the body is not JSON: %s at byte %zu", bad.msg,
-                 bad.pos);
-    } else if (!yyjson_is_obj(yyjson_doc_get_root(doc))) {
+    } else if (rc) {
+        snprintf(error, OPENAI_ERROR_BYTES, "the body is not JSON: %s at byte %zu", j->why, j->at);
+    } else if (j->values->type != JSON_OBJECT) {
         rc = WEIR_E_INPUT;
         snprintf(error, OPENAI_ERROR_BYTES, "the body must be a JSON object");
     } else {
-        rc = read_settings(&k, yyjson_doc_get_root(doc));
+        rc = read_settings(&k, j->values);
         if (!rc)
-            rc = read_body(&k, yyjson_doc_get_root(doc));
+            rc = read_body(&k, j->values);
         if (!rc)
             end_prompt(&k);
     }
-    yyjson_doc_free(doc);
+    json_scan_reset(j);
     *param = k.param;
     return rc;
 }

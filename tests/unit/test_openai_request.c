@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "controller/openai/json_scan.h"
 #include "controller/openai/openai_request.h"
 
 static struct openai_reader *reader;
@@ -223,16 +224,24 @@ static void bad_bodies(void **state)
     refuses(OPENAI_COMPLETIONS, "{}", "prompt", "given");
 }
 
+static char *nested(size_t depth)
+{
+    char *deep = malloc(2 * depth + 100);
+    size_t at = (size_t)snprintf(deep, 100, "{\"tools\":");
+    memset(deep + at, '[', depth);
+    memset(deep + at + depth, ']', depth);
+    snprintf(deep + at + 2 * depth, 64, ",\"messages\":[{\"role\":\"u\"}]}");
+    return deep;
+}
+
 static void deep_and_large(void **state)
 {
     (void)state;
-    size_t n = 200000;
-    char *deep = malloc(2 * n + 100);
-    size_t at = (size_t)snprintf(deep, 100, "{\"tools\":");
-    memset(deep + at, '[', n);
-    memset(deep + at + n, ']', n);
-    snprintf(deep + at + 2 * n, 64, ",\"messages\":[{\"role\":\"u\"}]}");
+    char *deep = nested(JSON_MAX_DEPTH - 1);
     reads(OPENAI_CHAT, deep);
+    free(deep);
+    deep = nested(200000);
+    refuses(OPENAI_CHAT, deep, "", "deeper");
     free(deep);
     size_t len[] = {(size_t)OPENAI_MAX_KEYS * OPENAI_CHUNK_BYTES + 5000};
     char *large = chat(len, 1, "");
