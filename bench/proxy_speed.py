@@ -3,7 +3,8 @@
 
     bench/proxy_speed.py [--weir DIR] [-n ROUNDS] [--seconds S] [--test NAME...] [--streams N] [ROUTER...]
 
-ROUTER: nginx haproxy weir (all three), floor (proxy_floor: weir's HTTP toolkit without a decision), or NAME=COMMAND, which
+ROUTER: nginx haproxy weir (all three), direct (no router: what latency is added to), floor (proxy_floor: weir's HTTP toolkit
+without a decision), or NAME=COMMAND, which
 listens on $PORT and forwards to 127.0.0.1:$B1 and :$B2. All of them run at once, each alone on core 0 (an idle one costs
 nothing); load generator and two stand-in engines share core 1. In each round every router is measured once, in changing
 order, so that a busy machine hurts all alike. CPU time is the process's own, in ns, from the kernel's scheduler.
@@ -65,10 +66,13 @@ class Bench:
         subprocess.run([sys.executable, KIT / "mkbodies.py", self.folder], check=True)
         self.backends = [free_port(), free_port()]
         for b in self.backends:
-            self.start(1, [self.folder / "peerbackend", str(b), str(args.events), str(args.period)])
+            direct = self.start(1, [self.folder / "peerbackend", str(b), str(args.events), str(args.period)])
         self.routers = {}
         for name in args.routers:
             name, _, command = name.partition("=")
+            if name == "direct":
+                self.routers[name] = (self.backends[-1], direct.pid)
+                continue
             port = free_port()
             self.routers[name] = (port, self.start(0, self.command(name, command, port)).pid)
         for name, (port, pid) in self.routers.items():

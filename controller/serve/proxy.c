@@ -22,7 +22,6 @@ static struct proxy_request *request_new(struct proxy *p, struct http_exchange *
         if (!r)
             return NULL;
     }
-    /* not the edits and slices of the legs: kilobytes that are written before they are read */
     r->hub = (struct hub_request){0, 0, NULL};
     r->proxy = p;
     r->pool = NULL;
@@ -39,7 +38,8 @@ static struct proxy_request *request_new(struct proxy *p, struct http_exchange *
         legs[i]->call = NULL;
         legs[i]->worker = CORE_NO_WORKER;
         legs[i]->resent = false;
-        legs[i]->edit.request_id[0] = '\0';
+        legs[i]->changes = NULL;
+        legs[i]->n_slices = 0;
     }
     answer_init(&r->answer, false);
     r->arrived_ns = uv_hrtime();
@@ -61,7 +61,7 @@ void proxy_release(struct proxy_request *r)
     legs_cancel(r, CORE_NO_WORKER);
     http_timer_deinit(p->http, &r->comment);
     answer_deinit(&r->answer);
-    free(r->prefill_answer);
+    legs_drop_bodies(r);
     free(r->keys);
     *(r->prev ? &r->prev->next : &p->live) = r->next;
     if (r->next)
@@ -177,8 +177,10 @@ void proxy_answer_head(struct proxy_request *r, const struct http_head *head)
         http_reply_field(r->ex, "x-weir-head-us", (struct http_slice){text, (size_t)n});
     }
     bool prefill_sent = !r->prefill.call || http_call_written(r->prefill.call);
-    if (prefill_sent && http_call_written(r->answer_leg.call))
+    if (prefill_sent && http_call_written(r->answer_leg.call)) {
         http_exchange_release(r->ex); /* the request is not needed any more */
+        legs_drop_bodies(r);
+    }
 }
 
 static void learn(struct proxy_request *r)

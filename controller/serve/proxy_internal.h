@@ -11,15 +11,23 @@
 
 struct proxy_request;
 
-/* A call to one worker for a request. */
-struct leg {
-    struct proxy_request *request;
-    struct http_call *call; /* NULL: none in flight */
-    uint32_t worker;        /* in the pool's core; CORE_NO_WORKER: none */
-    bool resent;            /* a stale connection has been forgiven */
+/* A body with the changes that a hand-over needs. Five kilobytes, so only requests that are handed over have it, until they
+ * are written. */
+struct leg_changes {
     struct handover_edit edit;
     struct json_edit body;
     struct http_slice slices[JSON_EDIT_MAX_SLICES];
+};
+
+/* A call to one worker for a request. */
+struct leg {
+    struct proxy_request *request;
+    struct http_call *call;          /* NULL: none in flight */
+    uint32_t worker;                 /* in the pool's core; CORE_NO_WORKER: none */
+    bool resent;                     /* a stale connection has been forgiven */
+    struct http_slice whole;         /* the body as the client sent it */
+    struct leg_changes *changes;     /* or with the changes of a hand-over; NULL: none were made */
+    const struct http_slice *slices; /* what is sent: one of the two */
     size_t n_slices;
 };
 
@@ -73,6 +81,8 @@ struct proxy {
 void legs_dispatch(struct proxy_request *r, const struct core_command *cmd);
 /* Stops the calls on this worker; CORE_NO_WORKER: on all. */
 void legs_cancel(struct proxy_request *r, uint32_t worker);
+/* What the legs have to send is sent, or will not be: their bodies are not needed any more. */
+void legs_drop_bodies(struct proxy_request *r);
 /* A request of the allow-list, to a worker of its pool. */
 void legs_pass(struct proxy_request *r, uint32_t worker);
 

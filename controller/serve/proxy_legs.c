@@ -20,8 +20,24 @@ static struct http_upstream *upstream_of(const struct proxy_request *r, uint32_t
 
 static void whole_body(struct proxy_request *r, struct leg *leg)
 {
-    leg->slices[0] = http_request_body(r->ex);
-    leg->n_slices = leg->slices[0].len ? 1 : 0;
+    leg->whole = http_request_body(r->ex);
+    leg->slices = &leg->whole;
+    leg->n_slices = leg->whole.len ? 1 : 0;
+}
+
+static void drop_changes(struct leg *leg)
+{
+    free(leg->changes);
+    leg->changes = NULL;
+    leg->n_slices = 0;
+}
+
+void legs_drop_bodies(struct proxy_request *r)
+{
+    drop_changes(&r->prefill);
+    drop_changes(&r->answer_leg);
+    free(r->prefill_answer);
+    r->prefill_answer = NULL;
 }
 
 /* The client's body with a dialect's changes. 0 or an error of json_edit or of the dialect. */
@@ -30,14 +46,19 @@ static int changed_body(struct proxy_request *r, struct leg *leg,
                         const struct handover *h)
 {
     struct http_slice body = http_request_body(r->ex);
-    leg->edit.n = leg->edit.text_len = 0;
-    leg->edit.request_id[0] = '\0';
-    int rc = make(h, &leg->edit);
+    struct leg_changes *c = leg->changes ? leg->changes : malloc(sizeof *c);
+    if (!c)
+        return WEIR_E_NOMEM;
+    leg->changes = c;
+    c->edit.n = c->edit.text_len = 0;
+    c->edit.request_id[0] = '\0';
+    int rc = make(h, &c->edit);
     if (!rc)
-        rc = json_edit(&leg->body, body.s, body.len, leg->edit.changes, leg->edit.n);
-    for (size_t i = 0; !rc && i < leg->body.n_slices; i++)
-        leg->slices[i] = (struct http_slice){leg->body.slices[i].s, leg->body.slices[i].len};
-    leg->n_slices = leg->body.n_slices;
+        rc = json_edit(&c->body, body.s, body.len, c->edit.changes, c->edit.n);
+    for (size_t i = 0; !rc && i < c->body.n_slices; i++)
+        c->slices[i] = (struct http_slice){c->body.slices[i].s, c->body.slices[i].len};
+    leg->slices = c->slices;
+    leg->n_slices = rc ? 0 : c->body.n_slices;
     return rc;
 }
 
@@ -60,9 +81,9 @@ static bool send_leg(struct leg *leg, uint32_t worker)
     if (http_call_request(leg->call, (enum http_method)head->method, http_target(head)))
         return false; /* cannot be: the server has checked the target */
     http_call_fields(leg->call, head, true);
-    if (leg->edit.request_id[0])
-        http_call_field(leg->call, "X-Request-Id",
-                        (struct http_slice){leg->edit.request_id, strlen(leg->edit.request_id)});
+    const char *id = leg->changes ? leg->changes->edit.request_id : "";
+    if (*id)
+        http_call_field(leg->call, "X-Request-Id", (struct http_slice){id, strlen(id)});
     if (http_call_send(leg->call, leg->slices, leg->n_slices)) {
         leg->call = NULL;
         return false;
@@ -141,7 +162,7 @@ void legs_dispatch(struct proxy_request *r, const struct core_command *cmd)
         dispatch_decode(r, cmd->worker);
     } else {
         r->answer_leg.resent = false;
-        r->answer_leg.edit.request_id[0] = '\0';
+        drop_changes(&r->answer_leg);
         whole_body(r, &r->answer_leg);
         start(&r->answer_leg, cmd->worker);
     }
@@ -206,23 +227,32 @@ static void end_prefill(struct proxy_request *r)
     hub_prefill_done(&r->hub, r->prefill.worker);
 }
 
+/* Keeps the prefill leg's answer for the decode leg. False: it is too large, or there is no memory. */
+static bool keep_prefill(struct proxy_request *r, const struct http_part *p)
+{
+    if (p->bytes > PROXY_MAX_PREFILL_ANSWER - r->prefill_len)
+        return false;
+    if (!r->prefill_answer)
+        r->prefill_answer = malloc(PROXY_MAX_PREFILL_ANSWER);
+    if (!r->prefill_answer)
+        return false;
+    for (size_t i = 0; i < p->n; i++) {
+        memcpy(r->prefill_answer + r->prefill_len, p->data[i].s, p->data[i].len);
+        r->prefill_len += p->data[i].len;
+    }
+    return true;
+}
+
 static void prefill_part(struct proxy_request *r, const struct http_part *p)
 {
     if (p->head && p->head->status != 200) {
         lost(&r->prefill, "the prefill worker refused");
         return;
     }
-    if (p->bytes > PROXY_MAX_PREFILL_ANSWER - r->prefill_len && !r->pool->dialect->at_once) {
+    /* sent at once: nobody needs it */
+    if (!r->pool->dialect->at_once && !keep_prefill(r, p)) {
         lost(&r->prefill, "the prefill leg's answer is too large");
         return;
-    }
-    if (!r->prefill_answer)
-        r->prefill_answer = malloc(PROXY_MAX_PREFILL_ANSWER);
-    for (size_t i = 0; r->prefill_answer && i < p->n; i++) {
-        size_t room = PROXY_MAX_PREFILL_ANSWER - r->prefill_len;
-        size_t n = p->data[i].len < room ? p->data[i].len : room;
-        memcpy(r->prefill_answer + r->prefill_len, p->data[i].s, n);
-        r->prefill_len += n;
     }
     if (p->last) {
         r->prefill.call = NULL;
