@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "controller/core/fairness.h"
 #include "controller/core/fleet.h"
 #include "controller/core/hold_queue.h"
 #include "controller/core/policy.h"
@@ -24,7 +25,9 @@ enum phase { FREE, HELD, WHOLE, PREFILL, HELD_KV, DECODE };
 
 struct request {
     struct core_request r;
-    uint64_t seq;       /* order of arrival */
+    uint64_t seq; /* order of arrival */
+    int64_t arrived_ps;
+    struct fair_ticket ticket;
     uint32_t worker;    /* of the leg under way; HELD_KV: the one that holds the KV */
     uint32_t peer;      /* PREFILL: decode worker chosen already; DECODE: source of the KV */
     uint32_t peer_life; /* PREFILL: peer's life when it was chosen */
@@ -33,13 +36,8 @@ struct request {
     uint32_t uncached_tok; /* as booked with the leg that prefills */
     uint32_t streamed_tok; /* of the answer, as PROGRESS told */
     bool prefilling;       /* that leg has not shown a first token */
+    bool placed;           /* ticket is its place among those who wait */
     uint8_t phase;
-};
-
-/* Those who wait for workers of the same kind. */
-struct line {
-    struct hold_queue queue;
-    bool cut; /* the last round did not look at all of them: newcomers must not pass */
 };
 
 struct core {
@@ -55,7 +53,8 @@ struct core {
     unsigned char *notes;     /* policy->request_bytes for each */
     uint32_t requests_cap;
     uint64_t seq;
-    struct line admit, decode; /* HELD, HELD_KV */
+    struct hold_queue admit, decode; /* HELD, HELD_KV */
+    struct fair fair;                /* of admit */
 
     struct core_command *commands; /* ring */
     uint32_t command_head, n_commands, commands_cap;
@@ -100,6 +99,25 @@ static int init_policy(struct core *c, const struct core_config *cc, const char 
     return rc;
 }
 
+/* All or none. */
+static int init_parts(struct core *c, const struct core_config *cc, const char **why)
+{
+    int rc = fleet_init(&c->fleet, cc, c->policy, why);
+    if (rc)
+        return rc;
+    rc = fair_init(&c->fair, cc, why);
+    if (rc) {
+        fleet_deinit(&c->fleet);
+        return rc;
+    }
+    rc = init_policy(c, cc, why);
+    if (rc) {
+        fair_deinit(&c->fair);
+        fleet_deinit(&c->fleet);
+    }
+    return rc;
+}
+
 /* Of all workers; 0: they differ. */
 static uint32_t common_block_size(const struct fleet *f)
 {
@@ -124,14 +142,9 @@ struct core *core_new(const struct core_config *cc, const char **why)
     c->policy = policy;
     c->config = *cc;
     rng_init(&c->rng, cc->seed);
-    hold_queue_init(&c->admit.queue);
-    hold_queue_init(&c->decode.queue);
-    if (fleet_init(&c->fleet, cc, policy, why)) {
-        free(c);
-        return NULL;
-    }
-    if (init_policy(c, cc, why)) {
-        fleet_deinit(&c->fleet);
+    hold_queue_init(&c->admit);
+    hold_queue_init(&c->decode);
+    if (init_parts(c, cc, why)) {
         free(c);
         return NULL;
     }
@@ -154,9 +167,10 @@ void core_free(struct core *c)
     if (c->policy->deinit)
         c->policy->deinit(c->policy_state);
     free(c->policy_state);
+    fair_deinit(&c->fair);
     fleet_deinit(&c->fleet);
-    hold_queue_deinit(&c->admit.queue);
-    hold_queue_deinit(&c->decode.queue);
+    hold_queue_deinit(&c->admit);
+    hold_queue_deinit(&c->decode);
     free(c->requests);
     free(c->notes);
     free(c->commands);
@@ -171,6 +185,7 @@ uint32_t core_needs(const struct core *c)
 void core_get_stats(const struct core *c, struct core_stats *out)
 {
     *out = c->stats;
+    out->queued_bytes = c->admit.bytes;
 }
 
 /* ---- requests and their handles */
@@ -281,18 +296,32 @@ static void prefill_over(struct core *c, struct request *q)
         c->policy->first_token(c->policy_state, &c->view, &q->r, q->worker, note_of(c, q));
 }
 
+/* Takes q out of the queue that it is in. */
+static void leave_queue(struct core *c, struct request *q, struct hold_queue *queue, bool sent)
+{
+    hold_queue_remove(queue, handle_of(c, q));
+    if (queue == &c->admit)
+        fair_leave(&c->fair, &q->r, &q->ticket, sent);
+    c->stats.queued--;
+}
+
+/* q is over. What it was charged is put right. */
+static void over(struct core *c, struct request *q, uint32_t output_tok, bool done)
+{
+    fair_settle(&c->fair, &q->r, &q->ticket, q->uncached_tok, output_tok, done);
+    q->phase = FREE;
+}
+
 /* Takes q out of wherever it is. Legs on workers other than `lost` get a CANCEL. */
 static void withdraw(struct core *c, struct request *q, uint32_t lost)
 {
     uint32_t h = handle_of(c, q);
     if (q->phase == HELD) {
-        hold_queue_remove(&c->admit.queue, h);
-        c->stats.queued--;
+        leave_queue(c, q, &c->admit, false);
         return;
     }
     if (q->phase == HELD_KV) {
-        hold_queue_remove(&c->decode.queue, h);
-        c->stats.queued--;
+        leave_queue(c, q, &c->decode, false);
     } else {
         c->stats.inflight--;
     }
@@ -331,7 +360,7 @@ static uint32_t pick(struct core *c, const struct policy_query *ask)
 static enum outcome refused(struct core *c, struct request *q, uint32_t verdict)
 {
     reject(c, handle_of(c, q), verdict == POLICY_SHED ? CORE_REASON_SATURATED : CORE_REASON_SLO);
-    q->phase = FREE;
+    q->phase = FREE; /* whoever takes it out of its queue calls over() */
     return REFUSED;
 }
 
@@ -468,16 +497,49 @@ static bool within(const uint64_t tok[FLEET_ROLES], uint64_t need, enum phase ph
     return tok[ROLE_BOTH] >= need || (tok[ROLE_PREFILL] >= need && decode);
 }
 
-static struct line *line_of(struct core *c, enum phase phase)
+static int64_t later_ps(int64_t from_ps, int64_t after_ps)
 {
-    return phase == HELD ? &c->admit : &c->decode;
+    return after_ps < PS_NEVER - from_ps ? from_ps + after_ps : PS_NEVER;
+}
+
+static int64_t slo_deadline_ps(const struct core *c, const struct request *q)
+{
+    return c->config.drop_late ? later_ps(q->arrived_ps, q->r.slo_ttft_ps) : PS_NEVER;
+}
+
+/* What a newcomer's tenant is charged for it. */
+static uint64_t cost_of(struct core *c, const struct request *q)
+{
+    uint32_t cached = 0;
+    if (!c->fair.quantum)
+        return 0;
+    fleet_match(&c->fleet, &q->r);
+    for (uint32_t i = 0; i < c->fleet.n_touched; i++) {
+        uint32_t tok = c->fleet.cached_tok[c->fleet.touched[i]];
+        cached = tok > cached ? tok : cached;
+    }
+    fleet_forget_match(&c->fleet);
+    return fair_cost(&c->fair, &q->r, q->r.prompt_tok > cached ? q->r.prompt_tok - cached : 0);
 }
 
 static void enqueue(struct core *c, struct request *q, enum phase phase)
 {
-    int64_t limit = c->config.queue_timeout_ps;
-    int64_t deadline = limit < PS_NEVER - c->now_ps ? c->now_ps + limit : PS_NEVER;
-    hold_queue_push(&line_of(c, phase)->queue, handle_of(c, q), q->r.priority, q->seq, deadline);
+    int64_t deadline = later_ps(c->now_ps, c->config.queue_timeout_ps), slo = PS_NEVER;
+    if (phase == HELD) {
+        slo = slo_deadline_ps(c, q);
+        if (q->placed)
+            fair_return(&c->fair, &q->r, &q->ticket);
+        else
+            fair_enter(&c->fair, &q->r, cost_of(c, q), &q->ticket);
+        q->placed = true;
+    }
+    hold_queue_push(phase == HELD ? &c->admit : &c->decode, handle_of(c, q),
+                    &(struct hold_entry){.priority = q->r.priority,
+                                         .round = phase == HELD ? q->ticket.round : 0,
+                                         .seq = q->seq,
+                                         .need_tok = fleet_need_tok(&q->r),
+                                         .bytes = q->r.bytes,
+                                         .deadline_ps = slo < deadline ? slo : deadline});
     q->phase = (uint8_t)phase;
     c->stats.queued++;
 }
@@ -493,48 +555,37 @@ static void give_up(struct core *c, uint32_t handle, enum core_reason reason)
 {
     struct request *q = &c->requests[handle];
     withdraw(c, q, CORE_NO_WORKER);
-    q->phase = FREE;
+    over(c, q, 0, false);
     reject(c, handle, reason);
 }
 
-/* Sends on whoever can go, first in line first; `role` is the kind of worker that they wait for. */
-static void release_line(struct core *c, struct line *line, enum worker_role role)
+/* Whoever waits and needs less can go, but for workers that it should avoid. */
+static uint64_t room(const struct core *c, enum phase phase)
 {
-    const uint32_t *n_open = c->fleet.n_open;
-    uint32_t passed = 0, next;
-    uint64_t blocked_tok =
-        UINT64_MAX; /* what needs as much cannot go either: workers only fill up */
-    line->cut = false;
-    for (uint32_t h = hold_queue_first(&line->queue); h != HOLD_NONE && !line->cut; h = next) {
+    return phase == HELD ? fleet_room_new(&c->fleet, c->config.destination_first)
+                         : fleet_room_decode(&c->fleet);
+}
+
+/* Sends on whoever can go, first in line first. */
+static void release_line(struct core *c, struct hold_queue *queue, enum phase phase)
+{
+    if (!queue->n)
+        return;
+    for (uint32_t next, h = hold_queue_first(queue, room(c, phase) + 1); h != HOLD_NONE; h = next) {
         struct request *q = &c->requests[h];
-        if (!n_open[ROLE_BOTH] && !n_open[role])
-            return;
-        next = hold_queue_after(&line->queue, h);
-        enum outcome o = BLOCKED;
-        if (fleet_need_tok(&q->r) < blocked_tok)
-            o = q->phase == HELD ? route(c, q) : route_decode(c, q);
-        if (o == BLOCKED) {
-            line->cut = ++passed > CORE_MAX_PASSED;
-            if (q->lost_on == CORE_NO_WORKER && fleet_need_tok(&q->r) < blocked_tok)
-                blocked_tok = fleet_need_tok(&q->r);
-            continue;
-        }
-        hold_queue_remove(&line->queue, h);
-        c->stats.queued--;
+        enum outcome o = phase == HELD ? route(c, q) : route_decode(c, q);
+        next = hold_queue_after(queue, h, room(c, phase) + 1);
+        if (o != BLOCKED)
+            leave_queue(c, q, queue, o == ROUTED);
+        if (o == REFUSED)
+            over(c, q, 0, false);
     }
 }
 
 static void release(struct core *c)
 {
-    release_line(c, &c->decode, ROLE_DECODE);
-    release_line(c, &c->admit, ROLE_PREFILL);
-}
-
-/* Those who wait could not go when they were last looked at, so that a newcomer may try at once, unless not all
- * were looked at, or `opened`: the same event has opened a worker, for them first. */
-static bool must_queue(const struct line *line, bool opened)
-{
-    return line->queue.n && (line->cut || opened);
+    release_line(c, &c->decode, HELD_KV);
+    release_line(c, &c->admit, HELD);
 }
 
 /* Puts q, which could not go or must not yet, in its place. */
@@ -547,31 +598,56 @@ static void wait_in_line(struct core *c, struct request *q, enum phase phase, bo
         announce_hold(c, q);
 }
 
+static bool is_full(const struct core *c, const struct request *q)
+{
+    uint64_t bytes = c->config.queue_max_bytes;
+    return c->admit.n >= c->config.queue_max_requests ||
+           (bytes && (c->admit.bytes > bytes || q->r.bytes > bytes - c->admit.bytes));
+}
+
 /* Why q, which cannot go now, may not wait either; CORE_REASON_NONE: it may. */
 static enum core_reason no_room(const struct core *c, const struct request *q, bool again)
 {
     uint64_t need = fleet_need_tok(&q->r);
+    if (slo_deadline_ps(c, q) < c->now_ps)
+        return CORE_REASON_SLO;
     if (!within(c->fleet.reach.hope, need, HELD))
         return CORE_REASON_NO_WORKER;
-    if (again || c->admit.queue.n < c->config.queue_max_requests)
+    if (again || !is_full(c, q))
         return CORE_REASON_NONE;
     return within(c->fleet.reach.ready, need, HELD) ? CORE_REASON_QUEUE_FULL
                                                     : CORE_REASON_NO_WORKER;
 }
 
-/* A request goes on its way, waits, or is refused. `again`: it was lost, and is to be tried again. */
+/* A request goes on its way, waits, or is refused. `again`: it was lost, and is to be tried again; its loss has
+ * opened a worker, for those who wait first. */
 static void admit(struct core *c, struct request *q, bool again)
 {
-    bool in_line = must_queue(&c->admit, again);
-    if (!in_line && route(c, q) != BLOCKED)
-        return;
+    bool in_line = again && c->admit.n;
+    if (!in_line) {
+        enum outcome o = route(c, q);
+        if (o == ROUTED && !q->placed)
+            fair_pass(&c->fair, &q->r, &q->ticket);
+        q->placed |= o == ROUTED;
+        if (o != BLOCKED)
+            return;
+    }
     enum core_reason reason = no_room(c, q, again);
     if (reason == CORE_REASON_NONE) {
         wait_in_line(c, q, HELD, in_line);
         return;
     }
-    q->phase = FREE;
+    over(c, q, 0, false);
     reject(c, handle_of(c, q), reason);
+}
+
+/* Why q, whose deadline has passed. */
+static enum core_reason lateness(const struct core *c, const struct request *q, int64_t before_ps)
+{
+    if (q->phase == HELD && slo_deadline_ps(c, q) < before_ps)
+        return CORE_REASON_SLO;
+    return within(c->fleet.reach.ready, fleet_need_tok(&q->r), q->phase) ? CORE_REASON_TIMEOUT
+                                                                         : CORE_REASON_NO_WORKER;
 }
 
 /* Whether anybody had waited too long. */
@@ -580,9 +656,7 @@ static bool expire_queue(struct core *c, struct hold_queue *queue, int64_t befor
     bool any = false;
     while (hold_queue_deadline_ps(queue) < before_ps) {
         uint32_t h = hold_queue_soonest(queue);
-        const struct request *q = &c->requests[h];
-        bool there = within(c->fleet.reach.ready, fleet_need_tok(&q->r), q->phase);
-        give_up(c, h, there ? CORE_REASON_TIMEOUT : CORE_REASON_NO_WORKER);
+        give_up(c, h, lateness(c, &c->requests[h], before_ps));
         any = true;
     }
     return any;
@@ -590,15 +664,15 @@ static bool expire_queue(struct core *c, struct hold_queue *queue, int64_t befor
 
 static bool expire(struct core *c, int64_t before_ps)
 {
-    bool any = expire_queue(c, &c->decode.queue, before_ps);
-    return expire_queue(c, &c->admit.queue, before_ps) || any;
+    bool any = expire_queue(c, &c->decode, before_ps);
+    return expire_queue(c, &c->admit, before_ps) || any;
 }
 
 static void forsake(struct core *c, struct hold_queue *queue)
 {
-    for (uint32_t next, h = hold_queue_first(queue); h != HOLD_NONE; h = next) {
+    for (uint32_t next, h = hold_queue_first(queue, UINT64_MAX); h != HOLD_NONE; h = next) {
         const struct request *q = &c->requests[h];
-        next = hold_queue_after(queue, h);
+        next = hold_queue_after(queue, h, UINT64_MAX);
         if (!within(c->fleet.reach.hope, fleet_need_tok(&q->r), q->phase))
             give_up(c, h, CORE_REASON_NO_WORKER);
     }
@@ -606,8 +680,8 @@ static void forsake(struct core *c, struct hold_queue *queue)
 
 int64_t core_next_timer_ps(const struct core *c)
 {
-    int64_t a = hold_queue_deadline_ps(&c->admit.queue);
-    int64_t d = hold_queue_deadline_ps(&c->decode.queue);
+    int64_t a = hold_queue_deadline_ps(&c->admit);
+    int64_t d = hold_queue_deadline_ps(&c->decode);
     return a < d ? a : d;
 }
 
@@ -635,6 +709,7 @@ static int on_arrival(struct core *c, const struct core_event *ev)
     struct request *q = &c->requests[ev->request];
     *q = (struct request){.r = *r,
                           .seq = c->seq++,
+                          .arrived_ps = ev->now_ps,
                           .worker = CORE_NO_WORKER,
                           .peer = CORE_NO_WORKER,
                           .lost_on = CORE_NO_WORKER};
@@ -661,7 +736,7 @@ static int on_prefill_done(struct core *c, struct request *q, const struct core_
         opened = true;
     }
     c->stats.inflight--;
-    bool in_line = must_queue(&c->decode, opened);
+    bool in_line = opened && c->decode.n;
     if (in_line || route_decode(c, q) == BLOCKED)
         wait_in_line(c, q, HELD_KV, in_line);
     return 0;
@@ -691,7 +766,7 @@ static int on_done(struct core *c, struct request *q, const struct core_event *e
     if ((q->phase != WHOLE && q->phase != DECODE) || q->worker != ev->worker)
         return WEIR_E_INVALID;
     leave_leg(c, q, q->worker);
-    q->phase = FREE;
+    over(c, q, ev->n, true);
     c->stats.inflight--;
     c->stats.done++;
     return 0;
@@ -704,14 +779,16 @@ static int on_failed(struct core *c, struct request *q, const struct core_event 
     withdraw(c, q, ev->worker);
     q->lost_on = ev->worker;
     q->worker = q->peer = CORE_NO_WORKER;
-    q->phase = FREE;
     bool partial = ev->partial || q->streamed_tok;
-    q->streamed_tok = 0;
     if (partial && !c->config.retry_partial) {
+        over(c, q, q->streamed_tok, false);
         reject(c, ev->request, CORE_REASON_PARTIAL);
     } else if (q->attempt == c->config.max_retries) {
+        over(c, q, q->streamed_tok, false);
         reject(c, ev->request, CORE_REASON_RETRIES);
     } else {
+        q->phase = FREE;
+        q->streamed_tok = 0;
         q->attempt++;
         c->stats.retried++;
         admit(c, q, true);
@@ -722,7 +799,7 @@ static int on_failed(struct core *c, struct request *q, const struct core_event 
 static int on_cancelled(struct core *c, struct request *q)
 {
     withdraw(c, q, CORE_NO_WORKER);
-    q->phase = FREE;
+    over(c, q, q->streamed_tok, false);
     c->stats.cancelled++;
     return 0;
 }
@@ -767,8 +844,8 @@ static int on_worker(struct core *c, const struct core_event *ev)
         break;
     case CORE_EV_WORKER_DRAIN:
         if (fleet_drain(&c->fleet, w)) {
-            forsake(c, &c->decode.queue);
-            forsake(c, &c->admit.queue);
+            forsake(c, &c->decode);
+            forsake(c, &c->admit);
         }
         break;
     case CORE_EV_TELEMETRY: return on_telemetry(c, ev);
@@ -805,7 +882,7 @@ int core_event(struct core *c, const struct core_event *ev)
     int64_t before = c->now_ps;
     if (ev->now_ps < before)
         return WEIR_E_INVALID;
-    if (c->n_commands > 2 * c->config.max_requests + CORE_MAX_PASSED)
+    if (c->n_commands > 2 * c->config.max_requests + CORE_MAX_UNREAD)
         return WEIR_E_LIMIT;
     c->now_ps = c->view.now_ps = ev->now_ps;
     int rc = handle(c, ev);

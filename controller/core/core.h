@@ -18,13 +18,15 @@
  *
  * Who waits
  *   Nobody for whom a worker is open. Otherwise a request waits (CORE_CMD_HOLD), smaller priority first,
- *   within one priority in order of arrival; a lost request keeps its place. One that cannot go lets
- *   others behind it pass (it may need a larger worker), up to CORE_MAX_PASSED of its kind.
+ *   within one priority by turns of its tenants (fairness.h; off, or a single tenant: in order of arrival); a
+ *   lost request keeps its place. One that cannot go lets others behind it pass (it may need a larger
+ *   worker), however many wait.
  *   Also while no worker is up, as long as one may come up: all but draining ones may. Once none may, or when
  *   the queue is full or the wait too long while none is up: CORE_REASON_NO_WORKER.
- *   queue_max_requests bounds new arrivals. Requests that were let in already (lost ones, and those
+ *   queue_max_requests and queue_max_bytes bound new arrivals. Requests that were let in already (lost ones, and those
  *   whose prefill is done and that wait for a decode worker) wait without counting against them: at most
- *   max_requests of them. queue_timeout_ps is for each wait.
+ *   max_requests of them. queue_timeout_ps is for each wait. drop_late: who waits for admission (the first
+ *   time or again) when slo_ttft_ps after its arrival have passed is refused, CORE_REASON_SLO.
  *
  * What is tried again
  *   A request that failed on a worker goes to another one, or to the same if no other of the role is up and
@@ -45,9 +47,10 @@
 #define CORE_MAX_WORKERS 16384u
 #define CORE_MAX_REQUESTS (1u << 24) /* core_config.max_requests, at most */
 #define CORE_MAX_POLICY_PARAMS 16    /* rows in a policy's table */
-/* Held requests that cannot go yet (too large for the workers that are open) and that others behind them
- * may pass; beyond, these wait too. */
-#define CORE_MAX_PASSED 64
+#define CORE_MAX_TENANTS 4096u       /* rows in core_config.tenants */
+#define CORE_MAX_TENANT_WEIGHT 1000u
+#define CORE_MAX_UNREAD                                                                            \
+    64 /* commands that may be unread: this many, and two for each of max_requests */
 
 /* What may be known of a request when it arrives. Copied by the core, except keys, which the caller
  * keeps until the request is over: its DONE or CANCELLED event, or its REJECT command. */
@@ -58,6 +61,7 @@ struct core_request {
     uint64_t session, tenant; /* 0: none */
     const uint64_t *keys;     /* chained prefix keys, request.h */
     uint32_t n_keys, key_tok;
+    uint64_t bytes;                   /* of its body, for queue_max_bytes */
     int64_t slo_ttft_ps, slo_tpot_ps; /* PS_NEVER: none */
 };
 
@@ -114,7 +118,7 @@ enum core_reason {
     CORE_REASON_NONE,
     CORE_REASON_QUEUE_FULL, /* 429 */
     CORE_REASON_SATURATED,  /* 429: the policy shed it */
-    CORE_REASON_SLO,        /* 429: its deadline cannot be met */
+    CORE_REASON_SLO,        /* 429: its deadline cannot be met, or has passed */
     CORE_REASON_NO_WORKER,  /* 503: no worker is up that could serve it */
     CORE_REASON_TOO_LARGE,  /* 400: larger than any worker */
     CORE_REASON_RETRIES,    /* 502: lost, and the retry budget is used up */
@@ -151,6 +155,12 @@ struct core_worker_config {
     bool up; /* at start */
 };
 
+/* Of a tenant that is to get more, or less, than others, whose weight is 1. */
+struct core_tenant {
+    uint64_t id;     /* core_request.tenant */
+    uint32_t weight; /* 1 to CORE_MAX_TENANT_WEIGHT */
+};
+
 struct policy_ops; /* controller/core/policy.h */
 
 struct core_config {
@@ -160,7 +170,14 @@ struct core_config {
     uint32_t n_workers;
     const struct core_worker_config *workers; /* copied */
     uint32_t queue_max_requests; /* admission queue; at the limit: CORE_REASON_QUEUE_FULL */
+    uint64_t queue_max_bytes;    /* of their bodies; 0: no limit. As above */
     int64_t queue_timeout_ps;
+    bool drop_late; /* requests that wait for admission beyond slo_ttft_ps: CORE_REASON_SLO */
+    /* fairness.h: tokens that a tenant of weight 1 may use in a round; 0: order of arrival. Smaller is fairer
+     * from moment to moment; below the usual request's cost there is nothing to gain. At most 2^31 */
+    uint64_t fair_quantum_tok;
+    const struct core_tenant *tenants; /* with a weight other than 1; copied */
+    uint32_t n_tenants;
     uint32_t max_inflight_per_worker; /* hold back above this many; 0: dispatch at once */
     uint32_t max_retries;
     bool retry_partial;     /* retry even when partly answered */
@@ -179,8 +196,8 @@ void core_free(struct core *c);
 /* Takes one event. The commands that follow from it are read with core_next until it returns false; an event that
  * such a command leads to may be told before the rest is read: commands stay in order.
  * 0; WEIR_E_INVALID: nonsense (a handle not in use or in use already, the wrong worker, not in this state, time
- * runs back, a request without a prompt) or WEIR_E_LIMIT: more than 2 * max_requests + 64 commands are
- * unread. Either way nothing has changed. */
+ * runs back, a request without a prompt) or WEIR_E_LIMIT: more than 2 * max_requests + CORE_MAX_UNREAD commands
+ * are unread. Either way nothing has changed. */
 WEIR_NODISCARD int core_event(struct core *c, const struct core_event *ev);
 bool core_next(struct core *c, struct core_command *out);
 
@@ -199,6 +216,7 @@ struct core_stats {
     uint64_t held;       /* waits, of new requests and others */
     uint64_t retried, done, cancelled, rejected[CORE_REASON_COUNT];
     uint32_t queued, inflight;
+    uint64_t queued_bytes; /* of those that wait for admission */
 };
 void core_get_stats(const struct core *c, struct core_stats *out);
 

@@ -163,6 +163,19 @@ static uint32_t place(const struct fleet *f, uint32_t w)
     return low;
 }
 
+/* The largest capacity in the list, of which one of capacity `last` has gone. */
+static uint64_t largest_left(const struct fleet *f, enum worker_role role, uint64_t last)
+{
+    uint64_t tok = 0;
+    if (last < f->open_tok[role])
+        return f->open_tok[role];
+    for (uint32_t i = 0; i < f->n_open[role] && tok < last; i++) {
+        uint64_t t = f->workers[f->open[role][i]].capacity_tok;
+        tok = t > tok ? t : tok;
+    }
+    return tok;
+}
+
 /* Puts w into its role's list or takes it out, as it should be. */
 static void reopen(struct fleet *f, uint32_t w)
 {
@@ -173,9 +186,12 @@ static void reopen(struct fleet *f, uint32_t w)
         memmove(&list[i + 1], &list[i], (n - i) * sizeof *list);
         list[i] = w;
         f->n_open[role]++;
+        if (f->workers[w].capacity_tok > f->open_tok[role])
+            f->open_tok[role] = f->workers[w].capacity_tok;
     } else if (!should && in) {
         memmove(&list[i], &list[i + 1], (n - i - 1) * sizeof *list);
         f->n_open[role]--;
+        f->open_tok[role] = largest_left(f, role, f->workers[w].capacity_tok);
     }
 }
 
@@ -256,6 +272,25 @@ uint32_t fleet_candidates(struct fleet *f, enum worker_role role, uint64_t need_
     if (!n && avoided && !another_ready(f, role, need_tok, avoid))
         out[n++] = avoid;
     return n;
+}
+
+static uint64_t larger(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+uint64_t fleet_room_decode(const struct fleet *f)
+{
+    return larger(f->open_tok[ROLE_DECODE], f->open_tok[ROLE_BOTH]);
+}
+
+uint64_t fleet_room_new(const struct fleet *f, bool destination_first)
+{
+    uint64_t prefill = f->open_tok[ROLE_PREFILL];
+    uint64_t decode = destination_first
+                          ? fleet_room_decode(f)
+                          : larger(f->reach.ready[ROLE_DECODE], f->reach.ready[ROLE_BOTH]);
+    return larger(f->open_tok[ROLE_BOTH], prefill < decode ? prefill : decode);
 }
 
 /* ---- prefixes */

@@ -40,7 +40,8 @@ struct fleet {
 
     /* workers that can take a request now, ascending, by role */
     uint32_t *open[FLEET_ROLES], n_open[FLEET_ROLES];
-    uint32_t *filtered[2]; /* lists made for one request */
+    uint64_t open_tok[FLEET_ROLES]; /* capacity of the largest of them; 0: there is none */
+    uint32_t *filtered[2];          /* lists made for one request */
 
     /* books, by worker: struct policy_view */
     uint32_t *inflight, *prefilling;
@@ -77,6 +78,11 @@ static inline uint64_t fleet_need_tok(const struct core_request *r)
  * out as long as another such worker is up. The list may be in filtered[which], until that is used again. */
 uint32_t fleet_candidates(struct fleet *f, enum worker_role role, uint64_t need_tok, uint32_t avoid,
                           int which, const uint32_t **list);
+
+/* What the workers that are open can take of a new request, at most, or of one whose prefill is done: with no
+ * worker to avoid, whatever needs that much or less can go, and nothing that needs more. */
+uint64_t fleet_room_new(const struct fleet *f, bool destination_first);
+uint64_t fleet_room_decode(const struct fleet *f);
 
 /* Fills cached_tok for this request; fleet_forget_match makes it 0 again. */
 void fleet_match(struct fleet *f, const struct core_request *r);

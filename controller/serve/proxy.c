@@ -327,6 +327,7 @@ static void fill_core(struct proxy_request *r, const struct http_head *head)
         .keys = r->keys,
         .n_keys = r->keys ? q->n_keys : 0,
         .key_tok = r->keys ? chunk : 0,
+        .bytes = http_request_body(r->ex).len,
         .slo_ttft_ps = slo_of(r, head, "x-llm-d-slo-ttft-ms", "x-slo-ttft-ms", set->slo_ttft_ps),
         .slo_tpot_ps = slo_of(r, head, "x-llm-d-slo-tpot-ms", "x-slo-tpot-ms", set->slo_tpot_ps),
     };

@@ -501,6 +501,8 @@ static int make_hub(struct daemon *d, const struct options *o)
                             .n_workers = o->n_workers,
                             .workers = workers,
                             .queue_max_requests = o->queue_max_requests,
+                            .queue_max_bytes = UINT64_C(256) << 20,
+                            .fair_quantum_tok = 2048,
                             .queue_timeout_ps = o->queue_timeout_ps,
                             .max_inflight_per_worker = o->max_inflight_per_worker,
                             .max_retries = o->max_retries,

@@ -60,6 +60,9 @@ static void lay(struct bed *b)
     c.queue_timeout_ps = flags & 1 ? PS_NEVER : 1 + byte(&b->in) % 50;
     c.retry_partial = flags & 2;
     c.destination_first = flags & 4;
+    c.drop_late = flags & 8;
+    c.fair_quantum_tok = flags & 16 ? 200 : 0;
+    c.queue_max_bytes = flags & 32 ? 600 : 0;
     c.n_workers = b->n_workers = byte(&b->in) % (MAX_WORKERS + 1);
     for (uint32_t w = 0; w < b->n_workers; w++) {
         uint32_t v = byte(&b->in);
@@ -109,6 +112,8 @@ static struct core_request a_request(struct bed *b, uint32_t handle)
                                  .max_tokens = n[v >> 3 & 3],
                                  .priority = (int32_t)(v >> 5 & 3) - 1,
                                  .session = v >> 7,
+                                 .tenant = handle % 3,
+                                 .bytes = v,
                                  .keys = v & 128 ? keys : NULL,
                                  .n_keys = v & 15,
                                  .key_tok = v & 16 ? 48 : v & 64,

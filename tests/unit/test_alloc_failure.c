@@ -341,6 +341,7 @@ static bool make_core(void *ctx)
                             .workers = cw,
                             .queue_max_requests = 10,
                             .queue_timeout_ps = PS_NEVER,
+                            .fair_quantum_tok = 100,
                             .max_requests = 100};
     const char *why = NULL;
     core = core_new(&c, &why);

@@ -549,7 +549,7 @@ static void test_unread_commands(void **unused)
     lay(&b, "b");
     b.config.max_requests = 1;
     start(&b);
-    uint32_t n = 2 * 1 + CORE_MAX_PASSED + 1; /* each event brings a command */
+    uint32_t n = 2 * 1 + CORE_MAX_UNREAD + 1; /* each event brings a command */
     for (uint32_t i = 0; i < n; i++) {
         if (i % 2)
             assert_int_equal(say(&b, CORE_EV_CANCELLED, 0, 0), 0);
@@ -873,7 +873,7 @@ static void test_loss_opens_worker(void **unused)
     clear(&b);
 }
 
-/* One that needs the larger worker lets others pass, up to a limit. */
+/* One that needs the larger worker lets others pass, however many wait. */
 static void test_passing(void **unused)
 {
     struct bed b;
@@ -882,28 +882,125 @@ static void test_passing(void **unused)
     (void)unused;
     lay(&b, "bB");
     b.workers[1].max_model_len = 2000;
+    b.config.max_inflight_per_worker = 1;
+    b.config.queue_max_requests = 190;
     start(&b);
-    for (; h < CORE_MAX_PASSED; h++) {
+    for (; h < 180; h++) {
+        large.prompt_tok--; /* one less than the one before */
         arrive_with(&b, h, &large);
         expect_hold(&b, h);
         seen.n = 0;
     }
     arrive_with(&b, h, &small);
-    expect(&b, CORE_CMD_DISPATCH, h++, 0);
-    arrive_with(&b, h, &large); /* one more in front than is looked at */
-    expect_hold(&b, h++);
-    uint32_t stuck = h;
-    arrive_with(&b, h, &small);
-    expect_hold(&b, h++);
-    assert_int_equal(say(&b, CORE_EV_CANCELLED, 3, 0), 0); /* one less: it is seen */
-    expect(&b, CORE_CMD_DISPATCH, stuck, 0);
-    arrive_with(&b, h, &small);
     expect(&b, CORE_CMD_DISPATCH, h, 0);
+    arrive_with(&b, h + 1, &small);
+    expect_hold(&b, h + 1);
+    assert_int_equal(say(&b, CORE_EV_DONE, h, 0), 0);
+    expect(&b, CORE_CMD_DISPATCH, h + 1, 0);
+    worker(&b, CORE_EV_WORKER_UP, 1);
+    expect(&b, CORE_CMD_DISPATCH, 0, 1);
     seen.n = 0;
-    worker(&b, CORE_EV_WORKER_DRAIN, 0);
-    for (uint32_t i = 0; i < 4; i++)
-        assert_int_equal(say(&b, CORE_EV_CANCELLED, 10 + i, 0), 0);
-    seen.n = 0;
+    clear(&b);
+}
+
+/* Bodies of those who wait are bounded as well. */
+static void test_queue_bytes(void **unused)
+{
+    struct bed b;
+    struct core_request r = request_of(100);
+    (void)unused;
+    lay(&b, "b");
+    b.config.max_inflight_per_worker = 1;
+    b.config.queue_max_bytes = 1000;
+    start(&b);
+    r.bytes = 5000; /* goes at once: any size */
+    arrive_with(&b, 0, &r);
+    expect(&b, CORE_CMD_DISPATCH, 0, 0);
+    r.bytes = 400;
+    arrive_with(&b, 1, &r);
+    expect_hold(&b, 1);
+    r.bytes = 600;
+    arrive_with(&b, 2, &r);
+    expect_hold(&b, 2);
+    assert_int_equal(stats(&b).queued_bytes, 1000);
+    r.bytes = 1;
+    arrive_with(&b, 3, &r);
+    expect_reject(&b, 3, CORE_REASON_QUEUE_FULL);
+    fail_on(&b, 0, 0, false); /* let in before */
+    expect(&b, CORE_CMD_DISPATCH, 0, 0);
+    assert_int_equal(say(&b, CORE_EV_CANCELLED, 1, 0), 0);
+    arrive_with(&b, 3, &r);
+    expect_hold(&b, 3);
+    r.bytes = UINT64_MAX;
+    arrive_with(&b, 4, &r);
+    expect_reject(&b, 4, CORE_REASON_QUEUE_FULL);
+    assert_int_equal(stats(&b).queued_bytes, 601);
+    clear(&b);
+}
+
+/* drop_late: who waits beyond its SLO is told so. */
+static void test_drop_late(void **unused)
+{
+    struct bed b;
+    struct core_request r = request_of(100);
+    (void)unused;
+    lay(&b, "b");
+    b.config.max_inflight_per_worker = 1;
+    b.config.queue_timeout_ps = 1000;
+    b.config.drop_late = true;
+    start(&b);
+    r.slo_ttft_ps = 50;
+    arrive_with(&b, 0, &r);
+    expect(&b, CORE_CMD_DISPATCH, 0, 0);
+    arrive_with(&b, 1, &r);
+    expect_hold(&b, 1);
+    r.slo_ttft_ps = 2000; /* the queue's own limit comes first */
+    arrive_with(&b, 2, &r);
+    expect_hold(&b, 2);
+    assert_int_equal(core_next_timer_ps(b.core), 50);
+    b.now_ps = 50;
+    assert_int_equal(say(&b, CORE_EV_TIMER, 0, 0), 0);
+    expect_reject(&b, 1, CORE_REASON_SLO);
+    b.now_ps = 60;
+    worker(&b, CORE_EV_WORKER_DOWN, 0);
+    fail_on(&b, 0, 0,
+            false); /* its time has passed while it was out: it is over when it would wait */
+    expect_reject(&b, 0, CORE_REASON_SLO);
+    assert_int_equal(core_next_timer_ps(b.core), 1000);
+    worker(&b, CORE_EV_WORKER_UP, 0);
+    expect(&b, CORE_CMD_DISPATCH, 2, 0);
+    clear(&b);
+}
+
+/* Two tenants wait: they take turns by cost; weights and priorities count. */
+static void test_turns(void **unused)
+{
+    static const uint32_t order[] = {8, 9, 4, 0, 5, 6, 1, 7, 2, 3};
+    struct bed b;
+    (void)unused;
+    lay(&b, "b");
+    b.config.max_inflight_per_worker = 1;
+    b.config.fair_quantum_tok = 100;
+    b.config.tenants = (struct core_tenant[]){{.id = 2, .weight = 2}};
+    b.config.n_tenants = 1;
+    start(&b);
+    arrive(&b, 10);
+    expect(&b, CORE_CMD_DISPATCH, 10, 0);
+    struct core_request r = request_of(100);
+    r.max_tokens = 50; /* cost 200 */
+    for (uint32_t h = 0; h < 10; h++) {
+        r.tenant = h < 4 ? 1 : 2; /* tenant 1 was first */
+        r.priority = h < 8 ? 0 : -1;
+        arrive_with(&b, h, &r);
+        expect_hold(&b, h);
+    }
+    uint32_t last = 10;
+    for (uint32_t i = 0; i < 10; i++) {
+        assert_int_equal(
+            tell(&b, (struct core_event){.kind = CORE_EV_DONE, .request = last, .n = 50}), 0);
+        expect(&b, CORE_CMD_DISPATCH, order[i], 0);
+        last = order[i];
+    }
     clear(&b);
 }
 
@@ -1381,6 +1478,9 @@ int main(void)
         cmocka_unit_test(test_lost_keeps_place),
         cmocka_unit_test(test_loss_opens_worker),
         cmocka_unit_test(test_passing),
+        cmocka_unit_test(test_queue_bytes),
+        cmocka_unit_test(test_drop_late),
+        cmocka_unit_test(test_turns),
         cmocka_unit_test(test_retry),
         cmocka_unit_test(test_retry_same_worker),
         cmocka_unit_test(test_retry_partial),
