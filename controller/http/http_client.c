@@ -44,6 +44,7 @@ struct http_call {
     uint64_t timeout_ms;
     uint8_t method;
     bool waiting, connected, sent, answered, paused;
+    bool over;         /* its last callback is running: to cancel it does nothing */
     bool head_pending; /* it has come, but no part told so yet */
 };
 
@@ -199,6 +200,7 @@ static void fail_call(struct http_call *call, enum http_fail why, const char *de
     };
     if (l)
         link_close(l);
+    call->over = true;
     call->ops->failed(call->user, call, &f);
     call_put(call);
 }
@@ -277,6 +279,7 @@ static void complete(struct link *l, bool extra)
         http_io_read_start(&l->io);
     l->in = NULL;
     call->link = NULL;
+    call->over = true;
     /* answered before the request was all there: nobody knows what the rest would be taken for */
     link_release(l, l->can_stay && !extra && !http_io_queued(&l->io));
     deliver(c, call, in ? &in->head : NULL, true);
@@ -833,6 +836,8 @@ void http_call_resume(struct http_call *call)
 
 void http_call_cancel(struct http_call *call)
 {
+    if (call->over)
+        return;
     if (call->waiting)
         wait_remove(call);
     if (call->link)

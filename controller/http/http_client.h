@@ -5,7 +5,8 @@
  *        failed(why)                 instead of the last part
  *
  * The call is over with the last part, with failed(), or with http_call_cancel(); then it must not be used.
- * Callbacks come from the loop, never from within a function of this header. A callback may cancel its own call.
+ * Callbacks come from the loop, never from within a function of this header. A callback may cancel its own call; in the last
+ * one that changes nothing.
  *
  * A reused connection may have been closed by the upstream just then: failed() tells whether the connection
  * was reused, whether any byte of the request was written and whether any of the response had come, so that the

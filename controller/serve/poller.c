@@ -64,6 +64,10 @@ static void set_state(struct watch *w, enum poller_state to)
     w->seen.state = to;
     w->seen.changed_ms = now_ms(w->poller);
     atomic_store(&w->poller->serve->workers_up, poller_up(w->poller));
+    if (to == POLLER_DOWN) {
+        atomic_fetch_add(&w->poller->serve->workers[w->worker].losses, 1);
+        atomic_fetch_add(&w->poller->serve->losses, 1);
+    }
     hub_worker(hub_of(w), w->poller->serve->workers[w->worker].index, kinds[to]);
 }
 

@@ -28,6 +28,7 @@ static struct proxy_request *request_new(struct proxy *p, struct http_exchange *
     r->ex = ex;
     r->told = true;
     r->passthrough = r->prefill_done = r->head_sent = r->first_told = false;
+    r->answer_silent = r->can_restart = false;
     r->keys = NULL;
     r->prefill_answer = NULL;
     r->prefill_len = 0;
@@ -176,9 +177,13 @@ void proxy_answer_head(struct proxy_request *r, const struct http_head *head)
         http_reply_field(r->ex, "x-weir-worker", (struct http_slice){name, strlen(name)});
         http_reply_field(r->ex, "x-weir-head-us", (struct http_slice){text, (size_t)n});
     }
+}
+
+void proxy_request_sent(struct proxy_request *r)
+{
     bool prefill_sent = !r->prefill.call || http_call_written(r->prefill.call);
     if (prefill_sent && http_call_written(r->answer_leg.call)) {
-        http_exchange_release(r->ex); /* the request is not needed any more */
+        http_exchange_release(r->ex);
         legs_drop_bodies(r);
     }
 }
@@ -204,6 +209,45 @@ void proxy_answered(struct proxy_request *r)
         learn(r);
     tell_done(r);
     proxy_release(r);
+}
+
+void proxy_refuse_late(struct proxy_request *r, const struct http_part *p)
+{
+    unsigned status = p->head->status;
+    struct openai_error e = {(int)status, status < 500 ? "invalid_request_error" : "server_error",
+                             "worker_refused", NULL, NULL};
+    char message[400];
+    int n = snprintf(message, sizeof message, "the worker answered with status %u: ", status);
+    for (size_t i = 0; i < p->n; i++) { /* as much of its reason as came with the head */
+        size_t room = sizeof message - 1 - (size_t)n,
+               len = p->data[i].len < room ? p->data[i].len : room;
+        memcpy(message + n, p->data[i].s, len);
+        n += (int)len;
+    }
+    message[n] = '\0';
+    e.message = message;
+    if (p->last)
+        r->answer_leg.call = NULL;
+    legs_cancel(r, CORE_NO_WORKER);
+    tell_done(r);
+    proxy_refuse(r, &e, PS_NEVER);
+}
+
+/* ---- losses of workers */
+
+static void watch(struct http_timer *timer)
+{
+    struct proxy *p = (struct proxy *)((char *)timer - offsetof(struct proxy, watch));
+    uint64_t now_ms = uv_now(p->uv);
+    uint32_t losses = atomic_load(&p->serve->losses);
+    if (losses != p->losses)
+        p->watch_until_ms = now_ms + PROXY_WATCH_FOR_MS;
+    p->losses = losses;
+    if (now_ms < p->watch_until_ms) {
+        for (struct proxy_request *r = p->live; r; r = r->next)
+            legs_look_for_losses(r, now_ms);
+    }
+    http_timer_start(p->http, timer, PROXY_WATCH_MS);
 }
 
 /* ---- commands of the hub */
@@ -565,6 +609,8 @@ struct proxy *proxy_new(struct serve *serve, uv_loop_t *uv, struct http_loop *ht
     p->uv = uv;
     p->http = http;
     p->random = uv_hrtime();
+    http_timer_init(&p->watch, watch);
+    http_timer_start(http, &p->watch, PROXY_WATCH_MS);
     tokens_init(&p->tokens, serve->set.bytes_per_tok);
     p->reader = openai_reader_new();
     p->client = http_client_new(http);
@@ -615,6 +661,7 @@ void proxy_drain(struct proxy *p, void (*done)(void *user), void *user)
 
 void proxy_close(struct proxy *p)
 {
+    http_timer_deinit(p->http, &p->watch);
     if (p->server)
         http_server_close(p->server); /* gone() for every request */
     if (p->client)

@@ -7,6 +7,7 @@
  *
  * What may happen to a request, and what the client then gets:
  *   worker lost before a byte was passed on   the hub is told, and sends it elsewhere or refuses it (502)
+ *   worker lost after the head of a stream    the same: the next worker's events follow that head
  *   worker lost in the middle                 a stream ends with an error event and [DONE], anything else is cut
  *   worker answers 502, 503 or 504            as lost before a byte; other answers of the engine are passed on as they are
  *   client gone                               all legs are closed at once, so that the engine stops
@@ -18,6 +19,11 @@
 #include "controller/serve/serve.h"
 
 #define PROXY_ERROR_BYTES 512u
+/* After a worker was seen to go down: how often its requests are looked at, for how long, and how long a stream of it may
+ * be silent. What has not been answered at all is sent elsewhere at the first look. */
+#define PROXY_WATCH_MS 200u
+#define PROXY_WATCH_FOR_MS 30000u
+#define PROXY_SILENT_MS 500u
 /* A prefill leg's answer (one token and kv_transfer_params), kept whole. */
 #define PROXY_MAX_PREFILL_ANSWER (HANDOVER_MAX_PARAMS_BYTES + (64u << 10))
 

@@ -25,6 +25,8 @@ struct leg {
     struct http_call *call;          /* NULL: none in flight */
     uint32_t worker;                 /* in the pool's core; CORE_NO_WORKER: none */
     bool resent;                     /* a stale connection has been forgiven */
+    uint32_t losses;                 /* the worker's, when this was sent */
+    uint64_t heard_ms;               /* when the last byte of it came; 0: none has */
     struct http_slice whole;         /* the body as the client sent it */
     struct leg_changes *changes;     /* or with the changes of a hand-over; NULL: none were made */
     const struct http_slice *slices; /* what is sent: one of the two */
@@ -52,6 +54,8 @@ struct proxy_request {
 
     struct answer answer;
     bool head_sent, first_told;
+    bool answer_silent; /* nothing of its body has come yet */
+    bool can_restart;   /* a stream of which only the head has gone out: another worker may go on */
     uint64_t arrived_ns, first_ns;
     struct http_timer comment;         /* of a held stream */
     struct proxy_request *prev, *next; /* in proxy->live */
@@ -72,7 +76,10 @@ struct proxy {
     struct proxy_counts counts;
     void (*drained)(void *user);
     void *drained_user;
-    uint64_t random; /* for rooms and ids */
+    uint64_t random;         /* for rooms and ids */
+    struct http_timer watch; /* for losses of workers */
+    uint32_t losses;         /* of serve: those that were seen */
+    uint64_t watch_until_ms;
 };
 
 /* ---- proxy_legs.c */
@@ -81,6 +88,8 @@ struct proxy {
 void legs_dispatch(struct proxy_request *r, const struct core_command *cmd);
 /* Stops the calls on this worker; CORE_NO_WORKER: on all. */
 void legs_cancel(struct proxy_request *r, uint32_t worker);
+/* Ends those of its calls whose worker has gone down since they were sent, if nothing has come of them or they are silent. */
+void legs_look_for_losses(struct proxy_request *r, uint64_t now_ms);
 /* What the legs have to send is sent, or will not be: their bodies are not needed any more. */
 void legs_drop_bodies(struct proxy_request *r);
 /* A request of the allow-list, to a worker of its pool. */
@@ -90,6 +99,11 @@ void legs_pass(struct proxy_request *r, uint32_t worker);
 
 /* The answer has begun: head and, where wanted, weir's own fields. */
 void proxy_answer_head(struct proxy_request *r, const struct http_head *head);
+/* The request will not be sent again: its memory is given back, if all of it has been written. */
+void proxy_request_sent(struct proxy_request *r);
+/* An answer that cannot follow the head that has gone out already (comments, or a worker's that was lost): its error becomes
+ * an event. The legs are stopped. */
+void proxy_refuse_late(struct proxy_request *r, const struct http_part *p);
 /* The answer is complete and passed on. */
 void proxy_answered(struct proxy_request *r);
 /* The worker was lost after bytes of it had been passed on. */

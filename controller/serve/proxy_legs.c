@@ -77,6 +77,8 @@ static bool send_leg(struct leg *leg, uint32_t worker)
     const struct serve_settings *set = &r->proxy->serve->set;
     const struct http_head *head = http_request_head(r->ex);
     leg->worker = worker;
+    leg->losses = atomic_load(&worker_of(r, worker)->losses);
+    leg->heard_ms = 0;
     leg->call = http_call_new(upstream_of(r, worker), &leg_ops, leg);
     if (http_call_request(leg->call, (enum http_method)head->method, http_target(head)))
         return false; /* cannot be: the server has checked the target */
@@ -189,6 +191,22 @@ void legs_cancel(struct proxy_request *r, uint32_t worker)
         stop(&r->answer_leg);
 }
 
+/* A worker that went down says nothing, so that its silence has to be enough; one that only stopped answering polls goes on
+ * with its streams, and so do they. */
+static void look_for_loss(const struct proxy_request *r, struct leg *leg, uint64_t now_ms)
+{
+    if (!leg->call || leg->losses == atomic_load(&worker_of(r, leg->worker)->losses))
+        return;
+    if (!leg->heard_ms || now_ms - leg->heard_ms >= PROXY_SILENT_MS)
+        http_call_timeout(leg->call, 1); /* it fails from the loop, as any other */
+}
+
+void legs_look_for_losses(struct proxy_request *r, uint64_t now_ms)
+{
+    look_for_loss(r, &r->prefill, now_ms);
+    look_for_loss(r, &r->answer_leg, now_ms);
+}
+
 /* ---- what comes back */
 
 /* A leg ended without an answer that can be used. The fate of both legs is one. */
@@ -197,10 +215,11 @@ static void lost(struct leg *leg, const char *detail)
     struct proxy_request *r = leg->request;
     uint32_t worker = leg->worker;
     legs_cancel(r, CORE_NO_WORKER);
-    if (r->head_sent) {
+    if (r->head_sent && !r->can_restart) {
         proxy_cut(r, detail);
         return;
     }
+    r->head_sent = false;
     if (r->passthrough) {
         struct openai_error e = openai_error_of(CORE_REASON_RETRIES);
         proxy_refuse(r, &e, PS_NEVER);
@@ -270,6 +289,25 @@ static void first_token(struct proxy_request *r)
         hub_first_token(&r->hub, r->answer_leg.worker);
 }
 
+/* The head of an answer. False: it has become an error, and r may be gone. */
+static bool answer_begins(struct proxy_request *r, const struct http_part *p)
+{
+    struct http_slice type = http_get_known(p->head, HTTP_F_CONTENT_TYPE);
+    bool stream = type.len >= 17 && !strncmp(type.s, "text/event-stream", 17);
+    bool plain_stream = stream && p->head->status == 200 && !p->head->has_length;
+    if (http_reply_started(r->ex) && !plain_stream) {
+        proxy_refuse_late(r, p);
+        return false;
+    }
+    answer_init(&r->answer, stream);
+    if (r->prefill.call)
+        end_prefill(r);
+    r->can_restart = plain_stream && !r->passthrough && r->q.stream;
+    r->answer_silent = true;
+    proxy_answer_head(r, p->head);
+    return true;
+}
+
 static void answer_part(struct proxy_request *r, const struct http_part *p)
 {
     struct leg *leg = &r->answer_leg;
@@ -277,13 +315,11 @@ static void answer_part(struct proxy_request *r, const struct http_part *p)
         lost(leg, "the worker refused");
         return;
     }
-    if (p->head) {
-        struct http_slice type = http_get_known(p->head, HTTP_F_CONTENT_TYPE);
-        bool stream = type.len >= 17 && !strncmp(type.s, "text/event-stream", 17);
-        answer_init(&r->answer, stream);
-        if (r->prefill.call)
-            end_prefill(r);
-        proxy_answer_head(r, p->head);
+    if (p->head && !answer_begins(r, p))
+        return;
+    if (p->bytes && r->answer_silent) {
+        r->answer_silent = r->can_restart = false;
+        proxy_request_sent(r);
         http_call_timeout(leg->call, r->proxy->serve->set.stall_timeout_ms);
     }
     for (size_t i = 0; i < p->n; i++)
@@ -306,6 +342,7 @@ static void part(void *user, struct http_call *call, const struct http_part *p)
     struct leg *leg = user;
     struct proxy_request *r = leg->request;
     (void)call;
+    leg->heard_ms = uv_now(r->proxy->uv);
     if (leg == &r->prefill)
         prefill_part(r, p);
     else

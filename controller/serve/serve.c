@@ -111,8 +111,9 @@ static const char help[] =
     "limits and headers\n"
     "      --max-body BYTES     of a request (67108864)\n"
     "      --max-connections N  of one thread (16384)\n"
-    "      --first-byte MS      from dispatch to a worker's first byte; then it counts as lost; 0: no limit (0)\n"
-    "      --stall MS           between two pieces of an answer; 0: no limit (0)\n"
+    "      --first-byte MS      from dispatch to the first byte of a worker's answer; then it counts as lost; 0: no limit\n"
+    "                           (600000, the default timeout of OpenAI's clients)\n"
+    "      --stall MS           between two pieces of an answer; 0: no limit (60000)\n"
     "      --hold-comments MS   a held stream gets an SSE comment this often; 0: never (0)\n"
     "      --trust-headers      priority, session, tenant and SLO headers of clients count\n"
     "      --tenant-header NAME header that names the tenant (else the API key does, or `user`)\n"
@@ -474,6 +475,8 @@ static int read_options(struct options *o, int argc, char **argv)
                                   .idle_timeout_ms = 75000,
                                   .write_timeout_ms = 60000,
                                   .connect_timeout_ms = 5000,
+                                  .first_byte_timeout_ms = 600000,
+                                  .stall_timeout_ms = 60000,
                                   .slo_ttft_ps = PS_NEVER,
                                   .slo_tpot_ps = PS_NEVER,
                                   .bytes_per_tok = 4}};

@@ -36,6 +36,8 @@ struct serve_worker {
     /* hand-over of KV, where its role is prefill or decode */
     uint16_t bootstrap_port;
     char engine_id[SERVE_HOST_BYTES], kv_address[SERVE_HOST_BYTES];
+    atomic_uint
+        losses; /* how often it was seen to go down: what was sent before is lost, if it stays silent */
 };
 
 struct serve_pool {
@@ -57,9 +59,10 @@ struct serve_settings {
     uint64_t max_body_bytes, max_buffered_bytes;
     uint32_t max_connections, header_timeout_ms, body_timeout_ms, idle_timeout_ms, write_timeout_ms;
     uint32_t connect_timeout_ms;
-    uint32_t first_byte_timeout_ms;   /* from dispatch to the engine's first byte; 0: none */
-    uint32_t stall_timeout_ms;        /* between two pieces of an answer; 0: none */
-    uint32_t hold_comment_ms;         /* a held stream gets an SSE comment this often; 0: never */
+    uint32_t
+        first_byte_timeout_ms; /* from dispatch to the first byte of an answer's body; 0: none */
+    uint32_t stall_timeout_ms; /* then between two pieces of it; 0: none */
+    uint32_t hold_comment_ms;  /* a held stream gets an SSE comment this often; 0: never */
     int64_t slo_ttft_ps, slo_tpot_ps; /* of requests that bring none */
     bool trust_headers;               /* priority, tenant and SLO headers of clients count */
     bool explain_headers;             /* responses carry x-weir-... */
@@ -83,6 +86,7 @@ struct serve {
     uint32_t n_workers;
     atomic_bool draining;
     atomic_uint workers_up; /* as the poller sees them */
+    atomic_uint losses;     /* of all workers */
 };
 
 /* The pool that takes a model: the one that names it, else the first that names none, else (a model that nobody

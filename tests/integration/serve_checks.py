@@ -368,26 +368,29 @@ def the_metrics_page_is_current():
     assert told == set(re.findall(r"^\| `(weir_\w+)`", kept, re.M))
 
 
-def main():
-    checks = [v for k, v in globals().items()
-              if callable(v) and getattr(v, "__module__", "") == "__main__" and not isinstance(v, type)
-              and k not in ("fleet", "wait_for", "call", "chat", "state", "metric", "fault", "events", "main")]
-    wanted = sys.argv[2:]
+def run_checks(checks, wanted):
+    """Runs those that are wanted, or all; prints a line for each. The exit status."""
+    checks = [c for c in checks if not wanted or c.__name__ in wanted]
     failed = 0
     for check in checks:
-        if wanted and check.__name__ not in wanted:
-            continue
+        began = time.monotonic()
         try:
             check()
-            print(f"ok      {check.__name__.replace('_', ' ')}", flush=True)
+            print(f"ok      {check.__name__.replace('_', ' ')} ({time.monotonic() - began:.1f} s)", flush=True)
         except Exception as e:  # every failure is reported, and the others still run
             failed += 1
             print(f"FAILED  {check.__name__.replace('_', ' ')}: {type(e).__name__} {e}", flush=True)
             if os.environ.get("TRACE"):
                 raise
-    n = len(wanted) or len(checks)
-    print(f"{n - failed} passed, {failed} failed")
+    print(f"{len(checks) - failed} passed, {failed} failed")
     return failed > 0
+
+
+def main():
+    helpers = ("fleet", "wait_for", "call", "chat", "state", "metric", "fault", "events", "run_checks", "main")
+    return run_checks([v for k, v in globals().items()
+                       if callable(v) and getattr(v, "__module__", "") == "__main__" and not isinstance(v, type)
+                       and k not in helpers], sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -817,6 +817,22 @@ static void cancel_within_a_part(void **state)
     net_close(&p);
 }
 
+/* The call is over anyway: its memory must not be given back twice, or the next two calls would share it. */
+static void cancel_within_the_last_part(void **state)
+{
+    struct fixture *f = *state;
+    struct net_peer p;
+    f->in_part = cancel_now;
+    call_and_say(f, &p, "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n");
+    wait_until_over(f);
+    assert_int_equal(http_upstream_stats(f->up).calls, 0);
+    struct http_call *one = new_call(f, HTTP_M_GET, "/"), *other = new_call(f, HTTP_M_GET, "/");
+    assert_ptr_not_equal(one, other);
+    http_call_cancel(one);
+    http_call_cancel(other);
+    net_close(&p);
+}
+
 static void cancel_before_it_is_sent(void **state)
 {
     struct fixture *f = *state;
@@ -932,6 +948,7 @@ int main(void)
         T(pause_holds_the_upstream),
         T(cancel_closes_at_once),
         T(cancel_within_a_part),
+        T(cancel_within_the_last_part),
         T(cancel_before_it_is_sent),
         T(closing_fails_all_calls),
         T(upstream_is_removed_while_it_answers),
