@@ -10,7 +10,7 @@
 
 #include "controller/core/policy.h"
 #include "controller/replay/input.h"
-#include "controller/replay/words.h"
+#include "controller/config/words.h"
 
 #define LIST_BYTES 2048
 #define QUOTE_BYTES 128

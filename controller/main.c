@@ -10,7 +10,7 @@
 
 #include "controller/cli.h"
 #include "controller/commands.h"
-#include "controller/replay/words.h"
+#include "controller/config/words.h"
 #include "predictor/version.h"
 
 #define LIVE_PATH_BYTES 4096

@@ -7,8 +7,8 @@
 #include <unistd.h>
 
 #include "controller/replay/stack_keys.h"
-#include "controller/replay/words.h"
-#include "controller/replay/yaml_tree.h"
+#include "controller/config/words.h"
+#include "controller/config/yaml_tree.h"
 
 #define WHERE_BYTES 512
 #define FILE_BYTES 4096

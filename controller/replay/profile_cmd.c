@@ -9,8 +9,8 @@
 #include "controller/commands.h"
 #include "controller/replay/profile.h"
 #include "controller/replay/stack_keys.h"
-#include "controller/replay/words.h"
-#include "controller/replay/yaml_tree.h"
+#include "controller/config/words.h"
+#include "controller/config/yaml_tree.h"
 
 #define COMMAND "profile"
 #define TP_MAX 1024

@@ -6,7 +6,7 @@
 #include <yyjson.h>
 
 #include "controller/replay/profile.h"
-#include "controller/replay/yaml_tree.h"
+#include "controller/config/yaml_tree.h"
 
 /* Dense rates with fp32 accumulation, no sparsity: half of a datasheet's "with sparsity" figure. */
 static const struct gpu_spec gpus[] = {

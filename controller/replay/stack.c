@@ -10,12 +10,10 @@
 #include "controller/core/policy.h"
 #include "controller/replay/profile.h"
 #include "controller/replay/stack_keys.h"
-#include "controller/replay/words.h"
+#include "controller/config/words.h"
 #include "predictor/shared_tier.h"
 #include "predictor/units.h"
 
-#define WHERE_BYTES 512
-#define PATH_BYTES 192
 #define POLICY_LIST_BYTES 512 /* of the names of all policies, or of one's parameters */
 #define DOMAIN_MAX_DIVISOR 1000000u
 
@@ -33,11 +31,10 @@ static const struct step_params default_step = {
 
 /* What one load carries around. */
 struct load {
+    struct keys_file f;
     struct stack *stack;
-    const char *name; /* of the file, for messages */
     const char *path; /* of the file on disk; NULL: from memory */
     const char *const *profile_dirs;
-    char *error;
     struct ytree_node *pool; /* being read */
 };
 
@@ -94,79 +91,6 @@ void stack_deinit(struct stack *s)
 }
 
 /* ---- loading ---- */
-
-/* "file:line: path.key" for the start of a message. */
-static const char *where_of(const struct load *l, const struct ytree_node *n, const char *path,
-                            const char *key, char out[WHERE_BYTES])
-{
-    (void)snprintf(out, WHERE_BYTES, "%.200s:%u: %s%s%.64s", l->name, n->line, path,
-                   *path && *key && path[strlen(path) - 1] != '.' ? "." : "", key);
-    return out;
-}
-
-static int fail(const struct load *l, const struct ytree_node *n, const char *path, const char *fmt,
-                ...) __attribute__((format(printf, 4, 5)));
-
-static int fail(const struct load *l, const struct ytree_node *n, const char *path, const char *fmt,
-                ...)
-{
-    char what[STACK_ERROR_BYTES], where[WHERE_BYTES];
-    va_list ap;
-    va_start(ap, fmt);
-    (void)vsnprintf(what, sizeof what, fmt, ap);
-    va_end(ap);
-    ytree_error(l->error, "%s: %s", where_of(l, n, path, "", where), what);
-    return WEIR_E_INPUT;
-}
-
-static int unknown_key(const struct load *l, const struct ytree_node *n, enum key_scope scope,
-                       const char *prefix, const char *path)
-{
-    char hint[STACK_ERROR_BYTES], where[WHERE_BYTES];
-    key_suggest(scope, prefix, n->key, hint, sizeof hint);
-    ytree_error(l->error, "%s: unknown key; %s", where_of(l, n, path, n->key, where), hint);
-    return WEIR_E_INPUT;
-}
-
-typedef int inner_reader(struct load *l, const struct key *k, const struct ytree_node *n,
-                         void *base, const char *path);
-
-/* Reads a mapping whose keys are rows of one scope, each at most once; `inner` reads those that have
- * keys of their own. */
-static int read_map(struct load *l, enum key_scope scope, const char *prefix,
-                    const struct ytree_node *map, void *base, const char *path, inner_reader *inner)
-{
-    unsigned first_line[STACK_KEYS_MAX] = {0};
-    char where[WHERE_BYTES];
-
-    if (map->kind != YTREE_MAP)
-        return fail(l, map, path, "expected keys and values, got %s",
-                    map->kind == YTREE_LIST ? "a list" : "a single value");
-    for (const struct ytree_node *n = map->first; n; n = n->next) {
-        bool negated;
-        const struct key *k = key_find(scope, prefix, n->key, &negated);
-        if (!k)
-            return unknown_key(l, n, scope, prefix, path);
-        unsigned *line = &first_line[k - stack_keys];
-        (void)where_of(l, n, path, n->key, where);
-        if (*line) {
-            ytree_error(l->error, "%s: given twice, first on line %u; remove one", where, *line);
-            return WEIR_E_INPUT;
-        }
-        *line = n->line;
-        int rc;
-        if (k->type != KEY_INNER) {
-            rc = key_read(k, base, n, negated, where, l->error);
-        } else {
-            char below[PATH_BYTES];
-            (void)snprintf(below, sizeof below, "%s%s%s", path, *path ? "." : "", k->name);
-            rc = inner(l, k, n, base, below);
-        }
-        if (rc)
-            return rc;
-    }
-    return WEIR_OK;
-}
 
 /* Child of a mapping by key of the table; NULL: absent. */
 static const struct ytree_node *child(const struct ytree_node *map, enum key_scope scope,
@@ -247,20 +171,21 @@ static int set_policy_param(struct stack *s, const char *policy, const char *nam
 static int read_policy_params(struct load *l, const struct ytree_node *map, const char *path)
 {
     if (map->kind != YTREE_MAP)
-        return fail(l, map, path, "expected {POLICY: {PARAMETER: number}}");
+        return keys_fail(&l->f, map, path, "expected {POLICY: {PARAMETER: number}}");
     for (const struct ytree_node *policy = map->first; policy; policy = policy->next) {
         if (policy->kind != YTREE_MAP)
-            return fail(l, policy, path, "expected %.64s: {PARAMETER: number}", policy->key);
+            return keys_fail(&l->f, policy, path, "expected %.64s: {PARAMETER: number}",
+                             policy->key);
         for (const struct ytree_node *n = policy->first; n; n = n->next) {
-            char below[PATH_BYTES], where[WHERE_BYTES];
+            char below[KEYS_PATH_BYTES], where[KEYS_WHERE_BYTES];
             (void)snprintf(below, sizeof below, "%s.%.64s", path, policy->key);
-            (void)where_of(l, n, below, n->key, where);
+            (void)keys_where(&l->f, n, below, n->key, where);
             uint32_t before = l->stack->n_policy_params;
-            int rc = set_policy_param(l->stack, policy->key, n->key, n, where, l->error);
+            int rc = set_policy_param(l->stack, policy->key, n->key, n, where, l->f.error);
             if (rc)
                 return rc;
             if (l->stack->n_policy_params == before)
-                return fail(l, n, below, "%.64s given twice; remove one", n->key);
+                return keys_fail(&l->f, n, below, "%.64s given twice; remove one", n->key);
         }
     }
     return WEIR_OK;
@@ -282,9 +207,10 @@ void stack_policy_values(const struct stack *s, const char *policy,
 
 /* ---- pools ---- */
 
-static int read_pool_inner(struct load *l, const struct key *k, const struct ytree_node *n,
+static int read_pool_inner(struct keys_file *f, const struct key *k, const struct ytree_node *n,
                            void *base, const char *path)
 {
+    struct load *l = f->user;
     struct stack_pool *pool = base;
     if (strcmp(k->name, "step") == 0) {
         struct step_params *p = &pool->step;
@@ -296,10 +222,10 @@ static int read_pool_inner(struct load *l, const struct key *k, const struct ytr
             (child(n, SCOPE_STEP, "decode_kv_tok") || child(n, SCOPE_STEP, "decode_ctx_tok") ||
              child(n, SCOPE_STEP, "decode_ms")))
             p->n_kv = p->n_ctx = 0;
-        return read_map(l, SCOPE_STEP, "", n, p, path, NULL);
+        return keys_read_map(&l->f, SCOPE_STEP, "", n, p, path, NULL);
     }
     assert(strcmp(k->name, "engine") == 0);
-    return read_map(l, SCOPE_ENGINE, "", n, &pool->worker.engine, path, NULL);
+    return keys_read_map(&l->f, SCOPE_ENGINE, "", n, &pool->worker.engine, path, NULL);
 }
 
 /* The scheduler decides the other defaults, so it is read before them. A bad value is left for
@@ -326,10 +252,10 @@ static int start_step(struct load *l, struct stack_pool *p, const struct ytree_n
     struct engine_config *engine = &p->worker.engine;
 
     if (profile && profile->kind == YTREE_SCALAR && *profile->text) {
-        char where[WHERE_BYTES];
-        (void)where_of(l, profile, path, "profile", where);
+        char where[KEYS_WHERE_BYTES];
+        (void)keys_where(&l->f, profile, path, "profile", where);
         return profile_find(&p->step, &engine->kv_bytes_per_token, &p->worker.gpus, profile->text,
-                            l->path, l->profile_dirs, where, l->error);
+                            l->path, l->profile_dirs, where, l->f.error);
     }
     p->step_written = child(pool, SCOPE_POOL, "step") != NULL;
     if (p->step_written) {
@@ -355,19 +281,19 @@ static int finish_pool(struct stack_pool *p, const char **part, const char **why
 static int read_pool(struct load *l, const struct ytree_node *pool, uint32_t index)
 {
     struct stack_pool *p = &l->stack->pools[index];
-    char path[PATH_BYTES];
+    char path[KEYS_PATH_BYTES];
     (void)snprintf(path, sizeof path, "pools[%" PRIu32 "]", index);
 
     pool_default(p, index, scheduler_of(pool));
     int rc = start_step(l, p, pool, path);
     if (rc == WEIR_OK)
-        rc = read_map(l, SCOPE_POOL, "", pool, p, path, read_pool_inner);
+        rc = keys_read_map(&l->f, SCOPE_POOL, "", pool, p, path, read_pool_inner);
     if (rc)
         return rc;
     const char *part = "", *why = "";
     if (finish_pool(p, &part, &why)) {
         const struct ytree_node *at = child(pool, SCOPE_POOL, part);
-        return fail(l, at ? at : pool, path, "%s: %s", part, why);
+        return keys_fail(&l->f, at ? at : pool, path, "%s: %s", part, why);
     }
     return WEIR_OK;
 }
@@ -375,10 +301,11 @@ static int read_pool(struct load *l, const struct ytree_node *pool, uint32_t ind
 static int read_pools(struct load *l, const struct ytree_node *list, const char *path)
 {
     if (list->kind != YTREE_LIST)
-        return fail(l, list, path, "expected a list of pools (- name: ...)");
+        return keys_fail(&l->f, list, path, "expected a list of pools (- name: ...)");
     for (const struct ytree_node *n = list->first; n; n = n->next) {
         if (l->stack->n_pools == STACK_MAX_POOLS)
-            return fail(l, n, path, "more than %d pools; merge equal ones", STACK_MAX_POOLS);
+            return keys_fail(&l->f, n, path, "more than %d pools; merge equal ones",
+                             STACK_MAX_POOLS);
         int rc = read_pool(l, n, l->stack->n_pools);
         if (rc)
             return rc;
@@ -392,19 +319,19 @@ static int read_pools(struct load *l, const struct ytree_node *list, const char 
 static int read_fault(struct load *l, const struct ytree_node *n, uint32_t index)
 {
     struct fault *f = &l->stack->faults[index];
-    char path[PATH_BYTES];
+    char path[KEYS_PATH_BYTES];
     (void)snprintf(path, sizeof path, "faults[%" PRIu32 "]", index);
 
     *f = (struct fault){.worker = UINT32_MAX, .factor = 1};
-    int rc = read_map(l, SCOPE_FAULT, "", n, f, path, NULL);
+    int rc = keys_read_map(&l->f, SCOPE_FAULT, "", n, f, path, NULL);
     if (rc)
         return rc;
     if (!child(n, SCOPE_FAULT, "at_ms") || !child(n, SCOPE_FAULT, "kind"))
-        return fail(l, n, path, "expected at_ms and kind; add what is missing");
+        return keys_fail(&l->f, n, path, "expected at_ms and kind; add what is missing");
     if ((f->worker == UINT32_MAX) == (f->domain[0] == '\0'))
-        return fail(l, n, path, "expected either worker or domain; give one of them");
+        return keys_fail(&l->f, n, path, "expected either worker or domain; give one of them");
     if ((f->kind == FAULT_SLOW) != (child(n, SCOPE_FAULT, "factor") != NULL))
-        return fail(l, n, path, "expected factor with kind slow, and only there");
+        return keys_fail(&l->f, n, path, "expected factor with kind slow, and only there");
     return WEIR_OK;
 }
 
@@ -441,7 +368,7 @@ static int sort_faults(struct stack *s)
 
 static int no_memory(const struct load *l)
 {
-    ytree_error(l->error, "%s: out of memory while reading it", l->name);
+    ytree_error(l->f.error, "%s: out of memory while reading it", l->f.name);
     return WEIR_E_NOMEM;
 }
 
@@ -449,11 +376,12 @@ static int read_faults(struct load *l, const struct ytree_node *list, const char
 {
     uint32_t n = 0;
     if (list->kind != YTREE_LIST)
-        return fail(l, list, path, "expected a list of faults (- at_ms: ...)");
+        return keys_fail(&l->f, list, path, "expected a list of faults (- at_ms: ...)");
     for (const struct ytree_node *f = list->first; f; f = f->next) {
         if (n++ == CLUSTER_MAX_FAULTS)
-            return fail(l, f, path, "more than %u faults; use domain for several workers at once",
-                        CLUSTER_MAX_FAULTS);
+            return keys_fail(&l->f, f, path,
+                             "more than %u faults; use domain for several workers at once",
+                             CLUSTER_MAX_FAULTS);
     }
     if (n == 0)
         return WEIR_OK;
@@ -723,32 +651,33 @@ int stack_check(const struct stack *s, const char *name, char *error)
 
 /* ---- whole files ---- */
 
-static int read_top_inner(struct load *l, const struct key *k, const struct ytree_node *n,
+static int read_top_inner(struct keys_file *f, const struct key *k, const struct ytree_node *n,
                           void *base, const char *path)
 {
+    struct load *l = f->user;
     if (strcmp(k->name, "pools") == 0)
         return read_pools(l, n, path);
     if (strcmp(k->name, "faults") == 0)
         return read_faults(l, n, path);
     if (strcmp(k->name, "policy_params") == 0)
         return read_policy_params(l, n, path);
-    char prefix[PATH_BYTES];
+    char prefix[KEYS_PATH_BYTES];
     (void)snprintf(prefix, sizeof prefix, "%s.", k->name);
-    return read_map(l, SCOPE_STACK, prefix, n, base, path, NULL);
+    return keys_read_map(&l->f, SCOPE_STACK, prefix, n, base, path, NULL);
 }
 
 static int load_text(struct load *l, const char *text, size_t len)
 {
     struct ytree tree;
-    int rc = ytree_parse(&tree, l->name, text, len, l->error);
+    int rc = ytree_parse(&tree, l->f.name, text, len, l->f.error);
     if (rc == WEIR_OK && !tree.root) {
-        ytree_error(l->error, "%s: empty; expected at least pools: [...]", l->name);
+        ytree_error(l->f.error, "%s: empty; expected at least pools: [...]", l->f.name);
         rc = WEIR_E_INPUT;
     }
     if (rc == WEIR_OK)
-        rc = read_map(l, SCOPE_STACK, "", tree.root, l->stack, "", read_top_inner);
+        rc = keys_read_map(&l->f, SCOPE_STACK, "", tree.root, l->stack, "", read_top_inner);
     if (rc == WEIR_OK)
-        rc = check_whole(l->stack, tree.root, l->name, l->error);
+        rc = check_whole(l->stack, tree.root, l->f.name, l->f.error);
     if (rc == WEIR_OK && sort_faults(l->stack))
         rc = no_memory(l);
     ytree_deinit(&tree);
@@ -758,7 +687,10 @@ static int load_text(struct load *l, const char *text, size_t len)
 int stack_load_memory(struct stack *s, const char *name, const char *text, size_t len,
                       const char *const *profile_dirs, char *error)
 {
-    struct load l = {.stack = s, .name = name, .profile_dirs = profile_dirs, .error = error};
+    struct load l = {.f = {.table = &stack_table, .name = name, .error = error},
+                     .stack = s,
+                     .profile_dirs = profile_dirs};
+    l.f.user = &l;
     error[0] = '\0';
     start_empty(s);
     return load_text(&l, text, len);
@@ -766,8 +698,11 @@ int stack_load_memory(struct stack *s, const char *name, const char *text, size_
 
 int stack_load(struct stack *s, const char *path, const char *const *profile_dirs, char *error)
 {
-    struct load l = {
-        .stack = s, .name = path, .path = path, .profile_dirs = profile_dirs, .error = error};
+    struct load l = {.f = {.table = &stack_table, .name = path, .error = error},
+                     .stack = s,
+                     .path = path,
+                     .profile_dirs = profile_dirs};
+    l.f.user = &l;
     char *text = NULL;
     size_t len = 0;
     error[0] = '\0';
@@ -847,7 +782,7 @@ static int target_find(const struct stack *s, char *key, const char *whole, stru
     bool in_pool = rest != key;
     enum key_scope wanted = SCOPE_COUNT;
     char *last = strrchr(rest, '.');
-    char prefix[PATH_BYTES] = "";
+    char prefix[KEYS_PATH_BYTES] = "";
     if (last) {
         *last = '\0';
         wanted = strcmp(rest, "engine") == 0 ? SCOPE_ENGINE
@@ -909,7 +844,7 @@ int stack_set(struct stack *s, const char *key, const char *value, char *error)
 {
     struct target t;
     struct ytree tree = {0};
-    char where[WHERE_BYTES];
+    char where[KEYS_WHERE_BYTES];
     error[0] = '\0';
     (void)snprintf(where, sizeof where, "--set %.128s", key);
 
@@ -976,7 +911,7 @@ static void print_scope(FILE *out, const char *indent, enum key_scope scope, con
                         const void *usual, unsigned kind)
 {
     for (unsigned i = 0; i < n_stack_keys; i++) {
-        if (stack_keys[i].scope == scope && stack_keys[i].type != KEY_INNER)
+        if (stack_keys[i].scope == (int)scope && stack_keys[i].type != KEY_INNER)
             print_key(out, indent, &stack_keys[i], base, usual, kind);
     }
 }
@@ -1084,30 +1019,6 @@ void stack_print(FILE *out, const struct stack *s)
 
 /* ---- the reference ---- */
 
-static void print_type(FILE *out, const struct key *k)
-{
-    switch (k->type) {
-    case KEY_BOOL: (void)fputs("true, false", out); break;
-    case KEY_U32:
-    case KEY_U64: (void)fprintf(out, "whole %.15g..%.15g", k->min, k->max); break;
-    case KEY_REAL: (void)fprintf(out, "number %.6g..%.6g", k->min, k->max); break;
-    case KEY_MS: /* up to PS_LIMIT, which nobody means */
-        (void)fprintf(out, "ms, %s 0%s", k->min > 0 ? "more than" : "from",
-                      k->none ? "; none" : "");
-        return;
-    case KEY_CHOICE:
-        for (const char *c = k->choices; *c; c++)
-            (void)fputs(*c == ' ' ? ", " : (char[]){*c, '\0'}, out);
-        break;
-    case KEY_TEXT: (void)fprintf(out, "text, at most %zu bytes", k->cap - 1); break;
-    case KEY_REALS: (void)fprintf(out, "list of at most %zu numbers", k->cap); break;
-    case KEY_GRID: (void)fprintf(out, "list of at most %zu rows of numbers", k->cap); break;
-    case KEY_INNER: (void)fputs("keys of its own", out); break;
-    }
-    if (k->unit)
-        (void)fprintf(out, " %s", k->unit);
-}
-
 /* The default of an engine key is its engine's, printed once where all agree. */
 static void print_engine_default(FILE *out, const struct key *k)
 {
@@ -1168,7 +1079,7 @@ static void print_reference_row(FILE *out, const struct key *k, bool markdown)
 {
     if (markdown) {
         (void)fprintf(out, "| `%s` | ", k->name);
-        print_type(out, k);
+        key_print_type(out, k);
         (void)fputs(" | ", out);
         print_default(out, k);
         (void)fprintf(out, " | %s", k->help);
@@ -1177,7 +1088,7 @@ static void print_reference_row(FILE *out, const struct key *k, bool markdown)
         return;
     }
     (void)fprintf(out, "  %-34s ", k->name);
-    print_type(out, k);
+    key_print_type(out, k);
     (void)fputs("; default ", out);
     print_default(out, k);
     (void)fprintf(out, "\n      %s", k->help);
@@ -1210,7 +1121,7 @@ void stack_print_reference(FILE *out, bool markdown)
                           : "\n%s\n",
                       titles[scope]);
         for (unsigned i = 0; i < n_stack_keys; i++) {
-            if (stack_keys[i].scope == scope)
+            if (stack_keys[i].scope == (int)scope)
                 print_reference_row(out, &stack_keys[i], markdown);
         }
     }

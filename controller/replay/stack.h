@@ -8,14 +8,15 @@
 #include <stddef.h>
 #include <stdio.h>
 
+#include "controller/config/yaml_tree.h"
 #include "predictor/cluster.h"
 
 #define STACK_MAX_POOLS 64
 #define STACK_NAME_BYTES 64
 #define STACK_PATH_BYTES 256
-#define STACK_ERROR_BYTES 1024
-#define STACK_FILE_MAX_BYTES (16u << 20) /* a larger stack or profile file is refused */
-#define STACK_MAX_POLICY_PARAMS 64       /* more than all policies have together */
+#define STACK_ERROR_BYTES YTREE_ERROR_BYTES
+#define STACK_FILE_MAX_BYTES YTREE_MAX_BYTES /* a larger stack or profile file is refused */
+#define STACK_MAX_POLICY_PARAMS 64           /* more than all policies have together */
 
 struct stack_pool {
     char name[STACK_NAME_BYTES];

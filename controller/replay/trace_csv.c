@@ -4,7 +4,7 @@
 #include <strings.h>
 
 #include "controller/replay/trace_internal.h"
-#include "controller/replay/words.h"
+#include "controller/config/words.h"
 
 #define CSV_MAX_FIELDS 64
 

@@ -10,7 +10,7 @@
 #include <yyjson.h>
 
 #include "controller/replay/trace_internal.h"
-#include "controller/replay/words.h"
+#include "controller/config/words.h"
 #include "predictor/request.h"
 
 #define FOREIGN_MIN_CHARS 5 /* shorter names are near to anything */

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "controller/replay/words.h"
+#include "controller/config/words.h"
 
 static void lists(void **state)
 {

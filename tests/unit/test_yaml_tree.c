@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "controller/replay/stack.h"
-#include "controller/replay/yaml_tree.h"
+#include "controller/config/yaml_tree.h"
 #include "tests/support/files.h"
 
 static char error[STACK_ERROR_BYTES];

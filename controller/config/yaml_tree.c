@@ -1,5 +1,5 @@
 /* yaml_tree.c - a YAML document as a tree that knows its lines, and the reading of scalars. */
-#include "controller/replay/yaml_tree.h"
+#include "controller/config/yaml_tree.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -10,8 +10,7 @@
 #include <string.h>
 #include <yaml.h>
 
-#include "controller/replay/stack.h"
-#include "controller/replay/words.h"
+#include "controller/config/words.h"
 
 #define CHUNK_BYTES 16384u
 #define READ_BYTES 65536u
@@ -26,7 +25,7 @@ void ytree_error(char *error, const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);
-    (void)vsnprintf(error, STACK_ERROR_BYTES, fmt, ap);
+    (void)vsnprintf(error, YTREE_ERROR_BYTES, fmt, ap);
     va_end(ap);
     for (unsigned char *c = (unsigned char *)error; *c; c++) {
         if (*c < 0x20 || *c == 0x7f)
@@ -220,17 +219,19 @@ static int not_yaml(struct build *b, const yaml_parser_t *p, const char *text, s
         for (size_t i = 0; i < len && i < p->problem_offset; i++)
             line += text[i] == '\n';
     }
-    ytree_error(b->error, "%s:%zu: not YAML: %s%s%s; see deploy/stack-reference.md for the form",
-                b->name, line, p->problem ? p->problem : "unreadable", p->context ? ", " : "",
-                p->context ? p->context : "");
+    ytree_error(
+        b->error,
+        "%s:%zu: not YAML: %s%s%s; see deploy/stack-reference.md or deploy/serve.md for the form",
+        b->name, line, p->problem ? p->problem : "unreadable", p->context ? ", " : "",
+        p->context ? p->context : "");
     return WEIR_E_INPUT;
 }
 
 int ytree_parse(struct ytree *t, const char *name, const char *text, size_t len, char *error)
 {
     *t = (struct ytree){0};
-    if (len > STACK_FILE_MAX_BYTES) {
-        ytree_error(error, "%s: larger than %u MiB; split it", name, STACK_FILE_MAX_BYTES >> 20);
+    if (len > YTREE_MAX_BYTES) {
+        ytree_error(error, "%s: larger than %u MiB; split it", name, YTREE_MAX_BYTES >> 20);
         return WEIR_E_INPUT;
     }
     if (len >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0) { /* a byte order mark */

@@ -1,6 +1,6 @@
 /* yaml_tree.h - a small YAML document as a tree of nodes that know their lines.
  *
- * What stack and profile files need and no more: one document, mappings with scalar keys, sequences,
+ * What stack, profile and serve files need and no more: one document, mappings with scalar keys, sequences,
  * scalars. Anchors, aliases, tags, a second document, nesting beyond YTREE_MAX_DEPTH, more nodes than
  * YTREE_MAX_NODES and anything that is not UTF-8 are refused, so that no input makes the tree
  * larger than a small multiple of the file. The tree owns copies of all text; ytree_deinit frees it
@@ -16,6 +16,8 @@
 
 #define YTREE_MAX_DEPTH 12
 #define YTREE_MAX_NODES 1000000u
+#define YTREE_MAX_BYTES (16u << 20) /* a larger file is refused */
+#define YTREE_ERROR_BYTES 1024
 
 enum ytree_kind { YTREE_SCALAR, YTREE_LIST, YTREE_MAP };
 
@@ -35,7 +37,7 @@ struct ytree {
     unsigned n_nodes;
 };
 
-/* Parses text. 0, WEIR_E_INPUT or WEIR_E_NOMEM; error (STACK_ERROR_BYTES) then holds one line that starts
+/* Parses text. 0, WEIR_E_INPUT or WEIR_E_NOMEM; error (YTREE_ERROR_BYTES) then holds one line that starts
  * with `name`. ytree_deinit frees in any case. */
 WEIR_NODISCARD int ytree_parse(struct ytree *t, const char *name, const char *text, size_t len,
                                char *error);
@@ -46,7 +48,7 @@ void ytree_deinit(struct ytree *t);
 WEIR_NODISCARD int ytree_read_file(const char *path, size_t max_bytes, char **text, size_t *len,
                                    char *error);
 
-/* Writes one line to error (STACK_ERROR_BYTES): cut at the limit, control characters shown as '?'. */
+/* Writes one line to error (YTREE_ERROR_BYTES): cut at the limit, control characters shown as '?'. */
 void ytree_error(char *error, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 #endif

@@ -1,5 +1,5 @@
 /* words.c - see words.h. */
-#include "controller/replay/words.h"
+#include "controller/config/words.h"
 
 #include <limits.h>
 #include <stdio.h>
