@@ -4,8 +4,10 @@
  *                │                                          ▲
  *                └─────► PREFILL ──► HELD_KV ──► DECODE ────┘
  *
+ *   lost ──► HELD_RETRY (as long as the retry budget says) ──► HELD
+ *
  * HELD and HELD_KV (prefill done, no decode worker yet) are passed through at once if a worker is
- * open. Lost requests go back to HELD. Who waits, and in which order: hold_queue.h. What is known of
+ * open. Who waits, and in which order: hold_queue.h. What is known of
  * the workers: fleet.h.
  */
 #include "controller/core/core.h"
@@ -18,20 +20,23 @@
 #include "controller/core/fleet.h"
 #include "controller/core/hold_queue.h"
 #include "controller/core/policy.h"
+#include "controller/core/retry_budget.h"
 #include "predictor/mem.h"
 #include "predictor/rng.h"
 
-enum phase { FREE, HELD, WHOLE, PREFILL, HELD_KV, DECODE };
+enum phase { FREE, HELD, HELD_RETRY, WHOLE, PREFILL, HELD_KV, DECODE };
 
 struct request {
     struct core_request r;
     uint64_t seq; /* order of arrival */
     int64_t arrived_ps;
+    int64_t sent_ps,
+        first_ps; /* the leg under way: when it was sent; its first token, 0: none yet */
     struct fair_ticket ticket;
-    uint32_t worker;    /* of the leg under way; HELD_KV: the one that holds the KV */
-    uint32_t peer;      /* PREFILL: decode worker chosen already; DECODE: source of the KV */
-    uint32_t peer_life; /* PREFILL: peer's life when it was chosen */
-    uint32_t lost_on;   /* worker to avoid in the next attempt */
+    uint32_t worker;          /* of the leg under way; HELD_KV: the one that holds the KV */
+    uint32_t peer;            /* PREFILL: decode worker chosen already; DECODE: source of the KV */
+    uint32_t life, peer_life; /* of worker and peer when they were chosen: fleet_worker.life */
+    uint32_t lost_on;         /* worker to avoid in the next attempt */
     uint32_t attempt;
     uint32_t uncached_tok; /* as booked with the leg that prefills */
     uint32_t streamed_tok; /* of the answer, as PROGRESS told */
@@ -53,8 +58,9 @@ struct core {
     unsigned char *notes;     /* policy->request_bytes for each */
     uint32_t requests_cap;
     uint64_t seq;
-    struct hold_queue admit, decode; /* HELD, HELD_KV */
-    struct fair fair;                /* of admit */
+    struct hold_queue admit, decode, again; /* HELD, HELD_KV, HELD_RETRY */
+    struct retry_budget budget;
+    struct fair fair; /* of admit */
 
     struct core_command *commands; /* ring */
     uint32_t command_head, n_commands, commands_cap;
@@ -69,6 +75,8 @@ static const char *config_fault(const struct core_config *c)
         return "max_requests must be 1 to 16777216";
     if (c->queue_timeout_ps <= 0)
         return "queue_timeout_ps must be above 0 (PS_NEVER: no limit)";
+    if (c->retry.percent > 100 || c->retry.floor_per_s > CORE_MAX_REQUESTS)
+        return "the retry budget must be at most 100 percent and 16777216 a second";
     return NULL;
 }
 
@@ -144,6 +152,8 @@ struct core *core_new(const struct core_config *cc, const char **why)
     rng_init(&c->rng, cc->seed);
     hold_queue_init(&c->admit);
     hold_queue_init(&c->decode);
+    hold_queue_init(&c->again);
+    retry_budget_init(&c->budget, cc->retry.budget, cc->retry.percent, cc->retry.floor_per_s);
     if (init_parts(c, cc, why)) {
         free(c);
         return NULL;
@@ -171,6 +181,7 @@ void core_free(struct core *c)
     fleet_deinit(&c->fleet);
     hold_queue_deinit(&c->admit);
     hold_queue_deinit(&c->decode);
+    hold_queue_deinit(&c->again);
     free(c->requests);
     free(c->notes);
     free(c->commands);
@@ -185,7 +196,30 @@ uint32_t core_needs(const struct core *c)
 void core_get_stats(const struct core *c, struct core_stats *out)
 {
     *out = c->stats;
+    const struct health *h = &c->fleet.health;
     out->queued_bytes = c->admit.bytes;
+    out->ejections = h->ejections;
+    for (int role = 0; role < FLEET_ROLES; role++) {
+        out->ejected += h->n_sick[role];
+        out->panics += h->panic[role];
+    }
+}
+
+void core_get_worker(const struct core *c, uint32_t worker, struct core_worker_state *out)
+{
+    const struct fleet_worker *w = &c->fleet.workers[worker];
+    const struct health_worker *h = &c->fleet.health.workers[worker];
+    *out = (struct core_worker_state){
+        .up = w->up,
+        .draining = w->draining,
+        .used = w->up && !w->draining &&
+                (h->state == CORE_HEALTH_PROBING || health_trusts(&c->fleet.health, worker)),
+        .health = h->state,
+        .cause = h->cause,
+        .until_ps = h->state == CORE_HEALTH_EJECTED ? h->until_ps : 0,
+        .failures = h->failures,
+        .share = health_share(&c->fleet.health, worker),
+        .inflight = c->fleet.inflight[worker]};
 }
 
 /* ---- requests and their handles */
@@ -291,6 +325,7 @@ static void prefill_over(struct core *c, struct request *q)
     if (!q->prefilling)
         return;
     q->prefilling = false;
+    q->first_ps = c->now_ps;
     fleet_prefilled(&c->fleet, q->worker, q->uncached_tok);
     if (c->policy->first_token)
         c->policy->first_token(c->policy_state, &c->view, &q->r, q->worker, note_of(c, q));
@@ -316,8 +351,8 @@ static void over(struct core *c, struct request *q, uint32_t output_tok, bool do
 static void withdraw(struct core *c, struct request *q, uint32_t lost)
 {
     uint32_t h = handle_of(c, q);
-    if (q->phase == HELD) {
-        leave_queue(c, q, &c->admit, false);
+    if (q->phase == HELD || q->phase == HELD_RETRY) {
+        leave_queue(c, q, q->phase == HELD ? &c->admit : &c->again, false);
         return;
     }
     if (q->phase == HELD_KV) {
@@ -375,6 +410,16 @@ static struct core_command *dispatch(struct core *c, struct request *q, enum cor
     return cmd;
 }
 
+/* The request is on `worker` from now on. */
+static void go_to(struct core *c, struct request *q, uint32_t worker, enum phase phase)
+{
+    q->worker = worker;
+    q->life = c->fleet.workers[worker].life;
+    q->sent_ps = c->now_ps;
+    q->first_ps = 0;
+    q->phase = (uint8_t)phase;
+}
+
 static uint32_t decode_candidates(struct core *c, const struct request *q, const uint32_t **list)
 {
     uint64_t need = fleet_need_tok(&q->r);
@@ -394,9 +439,8 @@ static enum outcome route_whole(struct core *c, struct request *q)
     uint32_t w = pick(c, &ask);
     if (w >= c->fleet.n)
         return refused(c, q, w);
-    q->worker = w;
+    go_to(c, q, w, WHOLE);
     q->peer = CORE_NO_WORKER;
-    q->phase = WHOLE;
     dispatch(c, q, CORE_CMD_DISPATCH, w);
     enter_leg(c, q, &ask, w);
     return ROUTED;
@@ -427,9 +471,8 @@ static enum outcome route_prefill(struct core *c, struct request *q)
     uint32_t w = pick(c, &ask);
     if (w >= c->fleet.n)
         return refused(c, q, w);
-    q->worker = w;
+    go_to(c, q, w, PREFILL);
     q->peer = to;
-    q->phase = PREFILL;
     if (to != CORE_NO_WORKER) {
         q->peer_life = c->fleet.workers[to].life;
         enter_leg(c, q, &peer, to);
@@ -457,9 +500,9 @@ static void hand_over(struct core *c, struct request *q, uint32_t to,
     uint32_t from = q->worker;
     dispatch(c, q, CORE_CMD_DISPATCH_DECODE, to)->peer = from;
     leave_leg(c, q, from);
-    q->worker = to;
     q->peer = from;
-    q->phase = DECODE;
+    q->peer_life = q->life;
+    go_to(c, q, to, DECODE);
     if (ask)
         enter_leg(c, q, ask, to);
 }
@@ -488,7 +531,7 @@ static enum outcome route_decode(struct core *c, struct request *q)
 
 /* ---- waiting */
 
-/* Whether a worker that could serve q is there (in `tok`: one of fleet_reach's). */
+/* Whether a worker that could serve a request is there (in `tok`: one of fleet_reach's). */
 static bool within(const uint64_t tok[FLEET_ROLES], uint64_t need, enum phase phase)
 {
     bool decode = tok[ROLE_DECODE] >= need || tok[ROLE_BOTH] >= need;
@@ -522,18 +565,24 @@ static uint64_t cost_of(struct core *c, const struct request *q)
     return fair_cost(&c->fair, &q->r, q->r.prompt_tok > cached ? q->r.prompt_tok - cached : 0);
 }
 
+static struct hold_queue *queue_of(struct core *c, enum phase phase)
+{
+    return phase == HELD ? &c->admit : phase == HELD_KV ? &c->decode : &c->again;
+}
+
 static void enqueue(struct core *c, struct request *q, enum phase phase)
 {
     int64_t deadline = later_ps(c->now_ps, c->config.queue_timeout_ps), slo = PS_NEVER;
-    if (phase == HELD) {
+    if (phase != HELD_KV)
         slo = slo_deadline_ps(c, q);
+    if (phase == HELD) {
         if (q->placed)
             fair_return(&c->fair, &q->r, &q->ticket);
         else
             fair_enter(&c->fair, &q->r, cost_of(c, q), &q->ticket);
         q->placed = true;
     }
-    hold_queue_push(phase == HELD ? &c->admit : &c->decode, handle_of(c, q),
+    hold_queue_push(queue_of(c, phase), handle_of(c, q),
                     &(struct hold_entry){.priority = q->r.priority,
                                          .round = phase == HELD ? q->ticket.round : 0,
                                          .seq = q->seq,
@@ -644,8 +693,10 @@ static void admit(struct core *c, struct request *q, bool again)
 /* Why q, whose deadline has passed. */
 static enum core_reason lateness(const struct core *c, const struct request *q, int64_t before_ps)
 {
-    if (q->phase == HELD && slo_deadline_ps(c, q) < before_ps)
+    if (q->phase != HELD_KV && slo_deadline_ps(c, q) < before_ps)
         return CORE_REASON_SLO;
+    if (q->phase == HELD_RETRY)
+        return CORE_REASON_RETRIES;
     return within(c->fleet.reach.ready, fleet_need_tok(&q->r), q->phase) ? CORE_REASON_TIMEOUT
                                                                          : CORE_REASON_NO_WORKER;
 }
@@ -665,6 +716,7 @@ static bool expire_queue(struct core *c, struct hold_queue *queue, int64_t befor
 static bool expire(struct core *c, int64_t before_ps)
 {
     bool any = expire_queue(c, &c->decode, before_ps);
+    (void)expire_queue(c, &c->again, before_ps);
     return expire_queue(c, &c->admit, before_ps) || any;
 }
 
@@ -682,7 +734,13 @@ int64_t core_next_timer_ps(const struct core *c)
 {
     int64_t a = hold_queue_deadline_ps(&c->admit);
     int64_t d = hold_queue_deadline_ps(&c->decode);
-    return a < d ? a : d;
+    int64_t r = hold_queue_deadline_ps(&c->again), b = retry_budget_again_ps(&c->budget);
+    int64_t h = health_next_ps(&c->fleet.health);
+    if (c->again.n && b < r)
+        r = b;
+    a = a < d ? a : d;
+    r = r < h ? r : h;
+    return a < r ? a : r;
 }
 
 /* ---- events in */
@@ -697,6 +755,7 @@ static int on_arrival(struct core *c, const struct core_event *ev)
     if (expire(c, ev->now_ps)) /* who is out of time leaves room: first for those who wait */
         release(c);
     c->stats.arrivals++;
+    retry_budget_arrival(&c->budget, ev->now_ps);
     if (ev->request >= c->config.max_requests) {
         reject(c, ev->request, CORE_REASON_QUEUE_FULL);
         return 0;
@@ -719,12 +778,32 @@ static int on_arrival(struct core *c, const struct core_event *ev)
     return 0;
 }
 
+/* The leg under way ended as it should; first_ps: 0, or when its first token came. The time that a decode leg takes
+ * to its first token is not compared: that of the transfer is in it. */
+static void went_well(struct core *c, const struct request *q, int64_t first_ps)
+{
+    int64_t first = q->first_ps ? q->first_ps : first_ps;
+    bool timed = q->phase != DECODE && first > q->sent_ps;
+    if (c->fleet.workers[q->worker].life == q->life)
+        fleet_good(&c->fleet, q->worker, timed ? first - q->sent_ps : 0, q->uncached_tok);
+}
+
+/* It failed on w, which is its worker or its peer: w is blamed, if it is still the one that it was, and was not only
+ * keeping KV (whose lease may have run out). */
+static void went_wrong(struct core *c, const struct request *q, uint32_t w)
+{
+    uint32_t life = w == q->worker ? q->life : q->peer_life;
+    if (q->phase != HELD_KV && c->fleet.workers[w].life == life)
+        fleet_bad(&c->fleet, w);
+}
+
 static int on_prefill_done(struct core *c, struct request *q, const struct core_event *ev)
 {
     bool opened = false;
     if (q->phase != PREFILL || q->worker != ev->worker)
         return WEIR_E_INVALID;
     prefill_over(c, q);
+    went_well(c, q, 0);
     if (q->peer != CORE_NO_WORKER) {
         const struct fleet_worker *to = &c->fleet.workers[q->peer];
         if (to->up && to->life == q->peer_life) {
@@ -766,16 +845,46 @@ static int on_done(struct core *c, struct request *q, const struct core_event *e
     if ((q->phase != WHOLE && q->phase != DECODE) || q->worker != ev->worker)
         return WEIR_E_INVALID;
     leave_leg(c, q, q->worker);
+    if (ev->error)
+        fleet_bad(&c->fleet, q->worker);
+    else
+        went_well(c, q, ev->first_token_ps);
     over(c, q, ev->n, true);
     c->stats.inflight--;
     c->stats.done++;
     return 0;
 }
 
+/* A lost request: at once, or when the budget allows it; those that wait for it already go first. */
+static void try_again(struct core *c, struct request *q)
+{
+    q->attempt++;
+    c->stats.retried++;
+    if (!c->again.n && retry_budget_take(&c->budget, c->now_ps)) {
+        admit(c, q, true);
+        return;
+    }
+    c->stats.delayed++;
+    enqueue(c, q, HELD_RETRY);
+    announce_hold(c, q);
+}
+
+/* The budget may have grown. */
+static void retry_waiting(struct core *c)
+{
+    while (c->again.n && retry_budget_take(&c->budget, c->now_ps)) {
+        struct request *q = &c->requests[hold_queue_first(&c->again, UINT64_MAX)];
+        leave_queue(c, q, &c->again, false);
+        admit(c, q, true);
+    }
+}
+
 static int on_failed(struct core *c, struct request *q, const struct core_event *ev)
 {
-    if (q->phase == HELD || (ev->worker != q->worker && ev->worker != q->peer))
+    if (q->phase == HELD || q->phase == HELD_RETRY ||
+        (ev->worker != q->worker && ev->worker != q->peer))
         return WEIR_E_INVALID;
+    went_wrong(c, q, ev->worker);
     withdraw(c, q, ev->worker);
     q->lost_on = ev->worker;
     q->worker = q->peer = CORE_NO_WORKER;
@@ -789,9 +898,7 @@ static int on_failed(struct core *c, struct request *q, const struct core_event 
     } else {
         q->phase = FREE;
         q->streamed_tok = 0;
-        q->attempt++;
-        c->stats.retried++;
-        admit(c, q, true);
+        try_again(c, q);
     }
     return 0;
 }
@@ -845,6 +952,7 @@ static int on_worker(struct core *c, const struct core_event *ev)
     case CORE_EV_WORKER_DRAIN:
         if (fleet_drain(&c->fleet, w)) {
             forsake(c, &c->decode);
+            forsake(c, &c->again);
             forsake(c, &c->admit);
         }
         break;
@@ -885,6 +993,7 @@ int core_event(struct core *c, const struct core_event *ev)
     if (c->n_commands > 2 * c->config.max_requests + CORE_MAX_UNREAD)
         return WEIR_E_LIMIT;
     c->now_ps = c->view.now_ps = ev->now_ps;
+    fleet_tick(&c->fleet, ev->now_ps);
     int rc = handle(c, ev);
     if (rc) {
         c->now_ps = c->view.now_ps = before;
@@ -894,6 +1003,7 @@ int core_event(struct core *c, const struct core_event *ev)
         bool due = ev->kind == CORE_EV_TIMER && ev->now_ps < PS_NEVER;
         (void)expire(c, due ? ev->now_ps + 1 : ev->now_ps);
         release(c);
+        retry_waiting(c);
     }
     return 0;
 }

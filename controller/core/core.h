@@ -31,7 +31,11 @@
  * What is tried again
  *   A request that failed on a worker goes to another one, or to the same if no other of the role is up and
  *   large enough, max_retries times, from the beginning. Not if it was partly answered (the
- *   event says so, or PROGRESS did), unless retry_partial.
+ *   event says so, or PROGRESS did), unless retry_partial. With a retry budget, one that is beyond it waits until the
+ *   budget allows it (CORE_CMD_HOLD), as long as the queue's timeout says.
+ *
+ * Who is left out
+ *   Workers that fail or drag, for a while (health.h); they are not open then.
  */
 #ifndef WEIR_CORE_H
 #define WEIR_CORE_H
@@ -107,6 +111,8 @@ struct core_event {
     uint32_t worker;
     uint32_t n;
     bool partial;
+    bool error;             /* DONE: the answer was an error of the worker's own making (500) */
+    int64_t first_token_ps; /* DONE: when the first token came; 0: not known, or told already */
     union {
         const struct core_request *req;
         const struct core_telemetry *telemetry;
@@ -121,7 +127,7 @@ enum core_reason {
     CORE_REASON_SLO,        /* 429: its deadline cannot be met, or has passed */
     CORE_REASON_NO_WORKER,  /* 503: no worker is up that could serve it */
     CORE_REASON_TOO_LARGE,  /* 400: larger than any worker */
-    CORE_REASON_RETRIES,    /* 502: lost, and the retry budget is used up */
+    CORE_REASON_RETRIES,    /* 502: lost, and tried often enough, or the retry budget is used up */
     CORE_REASON_PARTIAL,    /* 502: lost after it was partly answered */
     CORE_REASON_TIMEOUT,    /* 504: held longer than the queue's limit */
     CORE_REASON_COUNT
@@ -161,6 +167,25 @@ struct core_tenant {
     uint32_t weight; /* 1 to CORE_MAX_TENANT_WEIGHT */
 };
 
+/* Who is left out because requests fail or drag there: health.h, which says what each does and where it is from. All
+ * off: 0. */
+struct core_health_config {
+    uint32_t breaker_failures;        /* failures in a row that eject a worker; 0: none do */
+    uint32_t outlier_failure_percent; /* points above the median of the role that do; 0: none do */
+    uint32_t outlier_latency_percent; /* of the median of the role, above 100; 0: none does */
+    int64_t outlier_interval_ps;      /* they are compared this often */
+    int64_t eject_ps, eject_max_ps;   /* the first time, and at most */
+    uint32_t eject_max_percent;       /* of a role's workers: no outlier is ejected beyond */
+    uint32_t panic_percent;           /* fewer good ones of a role than that: all are used */
+    int64_t slow_start_ps;            /* 0: none */
+};
+
+/* Tries again of requests that were lost: retry_budget.h. */
+struct core_retry_config {
+    bool budget; /* false: no limit but max_retries */
+    uint32_t percent, floor_per_s;
+};
+
 struct policy_ops; /* controller/core/policy.h */
 
 struct core_config {
@@ -180,7 +205,9 @@ struct core_config {
     uint32_t n_tenants;
     uint32_t max_inflight_per_worker; /* hold back above this many; 0: dispatch at once */
     uint32_t max_retries;
-    bool retry_partial;     /* retry even when partly answered */
+    bool retry_partial; /* retry even when partly answered */
+    struct core_retry_config retry;
+    struct core_health_config health;
     bool destination_first; /* SGLang-style: decode worker chosen before prefill starts */
     uint32_t max_requests;  /* live requests; at the limit: CORE_REASON_QUEUE_FULL */
     const double *
@@ -217,7 +244,44 @@ struct core_stats {
     uint64_t retried, done, cancelled, rejected[CORE_REASON_COUNT];
     uint32_t queued, inflight;
     uint64_t queued_bytes; /* of those that wait for admission */
+    uint64_t delayed;      /* retries that had to wait for the retry budget */
+    uint64_t ejections;    /* of workers, by breaker and as outliers */
+    uint32_t ejected;      /* workers that are, now */
+    uint32_t panics;       /* roles in panic, now */
 };
 void core_get_stats(const struct core *c, struct core_stats *out);
+
+enum core_health {
+    CORE_HEALTH_OK,
+    CORE_HEALTH_EJECTED, /* left out */
+    CORE_HEALTH_PROBING, /* tried with one request at a time */
+    CORE_HEALTH_COUNT
+};
+
+enum core_health_cause {
+    CORE_HEALTH_NO_CAUSE,
+    CORE_HEALTH_FAILURES,     /* failures in a row */
+    CORE_HEALTH_FAILURE_RATE, /* more of its requests fail than of others */
+    CORE_HEALTH_SLOW,         /* its first tokens take longer than others' */
+    CORE_HEALTH_CAUSES
+};
+
+/* A name for logs and metrics: lower case with underscores. */
+const char *core_health_name(enum core_health h);
+const char *core_health_cause_name(enum core_health_cause c);
+
+/* What the core makes of a worker. */
+struct core_worker_state {
+    bool up, draining;
+    bool used; /* gets requests: up, not draining, and OK, probing or in a panic */
+    enum core_health health;
+    enum core_health_cause cause; /* of the last ejection */
+    int64_t until_ps;             /* ejected: until then; else 0 */
+    uint32_t failures;            /* in a row */
+    uint32_t share;               /* in slow start: per mille of the others' load; else 1000 */
+    uint32_t inflight;
+};
+/* worker is below n_workers. */
+void core_get_worker(const struct core *c, uint32_t worker, struct core_worker_state *out);
 
 #endif

@@ -57,6 +57,7 @@ int fair_init(struct fair *f, const struct core_config *c, const char **why)
     MEM_COPY(f->tenants, c->tenants, c->n_tenants);
     qsort(f->tenants, f->n_tenants, sizeof *f->tenants, by_id);
     f->n_flows = OTHERS + 1;
+    *why = NULL;
     return 0;
 }
 

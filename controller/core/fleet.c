@@ -82,6 +82,14 @@ static void measure_reach(struct fleet *f)
 
 static void reopen(struct fleet *f, uint32_t w);
 
+static int init_health(struct fleet *f, const struct core_config *c, const char **why)
+{
+    int rc = health_init(&f->health, c, why);
+    if (rc)
+        fleet_deinit(f);
+    return rc;
+}
+
 int fleet_init(struct fleet *f, const struct core_config *c, const struct policy_ops *policy,
                const char **why)
 {
@@ -100,6 +108,9 @@ int fleet_init(struct fleet *f, const struct core_config *c, const struct policy
         *why = "out of memory";
         return WEIR_E_NOMEM;
     }
+    int rc = init_health(f, c, why);
+    if (rc)
+        return rc;
     memcpy(f->config, c->workers, f->n * sizeof *f->config);
     for (uint32_t w = 0; w < f->n; w++) {
         f->workers[w] = (struct fleet_worker){.up = f->config[w].up,
@@ -131,6 +142,7 @@ void fleet_deinit(struct fleet *f)
     free(f->inflight_tok);
     free(f->telemetry);
     prefix_index_free(f->index);
+    health_deinit(&f->health);
     free(f->block_tok);
     free(f->sizes);
     free(f->cached_tok);
@@ -144,7 +156,8 @@ void fleet_deinit(struct fleet *f)
 static bool is_open(const struct fleet *f, uint32_t w)
 {
     return f->workers[w].up && !f->workers[w].draining &&
-           (!f->max_inflight || f->inflight[w] < f->max_inflight);
+           (!f->max_inflight || f->inflight[w] < f->max_inflight) &&
+           health_admits(&f->health, w, f->inflight[w]);
 }
 
 /* Where w is in its role's list, or would be. */
@@ -195,10 +208,40 @@ static void reopen(struct fleet *f, uint32_t w)
     }
 }
 
+/* Whom health admits may have changed. */
+static void follow_health(struct fleet *f)
+{
+    uint32_t roles = f->health.changed;
+    f->health.changed = 0;
+    for (uint32_t w = 0; roles && w < f->n; w++) {
+        if (roles >> f->config[w].role & 1)
+            reopen(f, w);
+    }
+}
+
 static void changed(struct fleet *f, uint32_t w)
 {
     reopen(f, w);
+    follow_health(f);
     measure_reach(f);
+}
+
+void fleet_tick(struct fleet *f, int64_t now_ps)
+{
+    health_tick(&f->health, now_ps, f->inflight);
+    follow_health(f);
+}
+
+void fleet_good(struct fleet *f, uint32_t w, int64_t latency_ps, uint32_t uncached_tok)
+{
+    health_good(&f->health, w, latency_ps, uncached_tok);
+    follow_health(f);
+}
+
+void fleet_bad(struct fleet *f, uint32_t w)
+{
+    health_bad(&f->health, w);
+    follow_health(f);
 }
 
 bool fleet_up(struct fleet *f, uint32_t w)
@@ -208,6 +251,7 @@ bool fleet_up(struct fleet *f, uint32_t w)
         return false;
     k->up = true;
     k->draining = false;
+    health_up(&f->health, w);
     changed(f, w);
     return true;
 }
@@ -222,6 +266,7 @@ bool fleet_down(struct fleet *f, uint32_t w)
     f->telemetry[w] = (struct core_telemetry){.at_ps = -1};
     if (f->index)
         prefix_index_forget(f->index, w);
+    health_gone(&f->health, w);
     changed(f, w);
     return true;
 }
@@ -232,18 +277,19 @@ bool fleet_drain(struct fleet *f, uint32_t w)
     if (k->draining)
         return false;
     k->draining = true;
+    health_gone(&f->health, w);
     changed(f, w);
     return true;
 }
 
-/* Whether a ready worker other than `avoid` has the role and the room, busy or not. */
+/* Whether a ready worker other than `avoid`, and not a sick one, has the role and the room, busy or not. */
 static bool another_ready(const struct fleet *f, enum worker_role role, uint64_t need_tok,
                           uint32_t avoid)
 {
     for (uint32_t w = 0; w < f->n; w++) {
         const struct fleet_worker *k = &f->workers[w];
         if (w != avoid && f->config[w].role == role && k->up && !k->draining &&
-            k->capacity_tok >= need_tok)
+            k->capacity_tok >= need_tok && health_trusts(&f->health, w))
             return true;
     }
     return false;
@@ -256,8 +302,12 @@ uint32_t fleet_candidates(struct fleet *f, enum worker_role role, uint64_t need_
     uint32_t *out = f->filtered[which], n = 0;
     bool avoided = false;
     *list = open;
-    if (need_tok <= f->smallest_tok && avoid == CORE_NO_WORKER)
-        return f->n_open[role];
+    if (need_tok <= f->smallest_tok && avoid == CORE_NO_WORKER) {
+        if (!f->health.n_ramping)
+            return f->n_open[role];
+        *list = out;
+        return health_thin(&f->health, open, f->n_open[role], f->inflight, out);
+    }
     if (need_tok > f->reach.ready[role])
         return 0;
     *list = out;
@@ -271,7 +321,7 @@ uint32_t fleet_candidates(struct fleet *f, enum worker_role role, uint64_t need_
     }
     if (!n && avoided && !another_ready(f, role, need_tok, avoid))
         out[n++] = avoid;
-    return n;
+    return f->health.n_ramping ? health_thin(&f->health, out, n, f->inflight, out) : n;
 }
 
 static uint64_t larger(uint64_t a, uint64_t b)
@@ -342,7 +392,7 @@ void fleet_book(struct fleet *f, uint32_t w, const struct core_request *r, bool 
         f->prefilling[w]++;
         f->prefill_tok[w] += uncached_tok;
     }
-    if (f->inflight[w] == f->max_inflight)
+    if (f->inflight[w] == f->max_inflight || f->health.n_probing)
         reopen(f, w);
 }
 
@@ -355,6 +405,8 @@ void fleet_prefilled(struct fleet *f, uint32_t w, uint32_t uncached_tok)
 void fleet_unbook(struct fleet *f, uint32_t w, const struct core_request *r)
 {
     f->inflight_tok[w] -= r->prompt_tok;
-    if (f->inflight[w]-- == f->max_inflight)
+    bool was_full = f->inflight[w]-- == f->max_inflight;
+    health_left(&f->health, w, f->inflight[w]);
+    if (was_full || f->health.n_probing)
         reopen(f, w);
 }

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "controller/core/core.h"
+#include "controller/core/health.h"
 #include "controller/core/policy.h"
 #include "controller/core/prefix_index.h"
 
@@ -37,6 +38,7 @@ struct fleet {
     uint64_t
         smallest_tok; /* capacity of the smallest worker: whatever fits there needs no filter */
     uint32_t max_inflight; /* 0: no limit */
+    struct health health;
 
     /* workers that can take a request now, ascending, by role */
     uint32_t *open[FLEET_ROLES], n_open[FLEET_ROLES];
@@ -67,6 +69,12 @@ bool fleet_up(struct fleet *f, uint32_t w);
 bool fleet_down(struct fleet *f,
                 uint32_t w); /* forgets its telemetry and prefixes, keeps the books */
 bool fleet_drain(struct fleet *f, uint32_t w);
+
+/* Time passes: ejected workers come back, outliers are ejected. Before anything else of an event. */
+void fleet_tick(struct fleet *f, int64_t now_ps);
+/* What became of a request on w: as health_good and health_bad. */
+void fleet_good(struct fleet *f, uint32_t w, int64_t latency_ps, uint32_t uncached_tok);
+void fleet_bad(struct fleet *f, uint32_t w);
 
 /* Tokens that a request needs room for: with an unknown answer, one of it. */
 static inline uint64_t fleet_need_tok(const struct core_request *r)

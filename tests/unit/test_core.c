@@ -1004,6 +1004,143 @@ static void test_turns(void **unused)
     clear(&b);
 }
 
+/* ---- health */
+
+/* Three failures in a row and it is left out; after its time one request tries it. */
+static void test_breaker(void **unused)
+{
+    struct bed b;
+    struct core_worker_state w;
+    (void)unused;
+    lay(&b, "bb");
+    b.config.max_retries = 0;
+    b.config.health = (struct core_health_config){
+        .breaker_failures = 3, .eject_ps = 1000, .eject_max_ps = 8000, .panic_percent = 50};
+    start(&b);
+    b.now_ps = 10;
+    for (uint32_t h = 0; h < 3; h++) {
+        arrive(&b, h);
+        expect(&b, CORE_CMD_DISPATCH, h, 0); /* the policy takes the first */
+        fail_on(&b, h, 0, h == 1);
+        expect_reject(&b, h, h == 1 ? CORE_REASON_PARTIAL : CORE_REASON_RETRIES);
+    }
+    arrive(&b, 0);
+    expect(&b, CORE_CMD_DISPATCH, 0, 1);
+    core_get_worker(b.core, 0, &w);
+    assert_true(w.up && !w.used && w.health == CORE_HEALTH_EJECTED);
+    assert_int_equal(w.cause, CORE_HEALTH_FAILURES);
+    assert_true(w.until_ps == core_next_timer_ps(b.core));
+    assert_int_equal(stats(&b).ejected, 1);
+    b.now_ps = w.until_ps;
+    assert_int_equal(say(&b, CORE_EV_TIMER, 0, 0), 0);
+    arrive(&b, 1);
+    expect(&b, CORE_CMD_DISPATCH, 1, 0);
+    arrive(&b, 2);
+    expect(&b, CORE_CMD_DISPATCH, 2, 1);
+    assert_int_equal(say(&b, CORE_EV_DONE, 1, 0), 0);
+    arrive(&b, 3);
+    expect(&b, CORE_CMD_DISPATCH, 3, 0);
+    core_get_worker(b.core, 0, &w);
+    assert_true(w.used && w.health == CORE_HEALTH_OK && w.inflight == 1);
+    assert_int_equal(stats(&b).ejections, 1);
+    clear(&b);
+}
+
+/* Answers that are errors of the worker's own count; failures of a life that is over do not. */
+static void test_blame(void **unused)
+{
+    struct bed b;
+    struct core_worker_state w;
+    (void)unused;
+    lay(&b, "bb");
+    b.config.health = (struct core_health_config){
+        .breaker_failures = 2, .eject_ps = 1000, .eject_max_ps = 8000, .panic_percent = 50};
+    start(&b);
+    for (uint32_t h = 0; h < 4; h++) {
+        arrive(&b, h);
+        expect(&b, CORE_CMD_DISPATCH, h, 0);
+    }
+    worker(&b, CORE_EV_WORKER_DOWN, 0);
+    worker(&b, CORE_EV_WORKER_UP, 0);
+    for (uint32_t h = 0; h < 4; h++) {
+        fail_on(&b, h, 0, false);
+        expect(&b, CORE_CMD_DISPATCH, h, 1);
+    }
+    core_get_worker(b.core, 0, &w);
+    assert_true(w.used && w.failures == 0);
+    for (uint32_t h = 0; h < 2; h++)
+        assert_int_equal(tell(&b,
+                              (struct core_event){
+                                  .kind = CORE_EV_DONE, .request = h, .worker = 1, .error = true}),
+                         0);
+    core_get_worker(b.core, 1, &w);
+    assert_false(w.used);
+    clear(&b);
+}
+
+/* All sick: all are used, and nobody waits for a worker that is left out. */
+static void test_panic(void **unused)
+{
+    struct bed b;
+    (void)unused;
+    lay(&b, "bb");
+    b.config.max_retries = 100;
+    b.config.health = (struct core_health_config){
+        .breaker_failures = 1, .eject_ps = 1000, .eject_max_ps = 8000, .panic_percent = 50};
+    start(&b);
+    arrive(&b, 0);
+    expect(&b, CORE_CMD_DISPATCH, 0, 0);
+    fail_on(&b, 0, 0, false);
+    expect(&b, CORE_CMD_DISPATCH, 0, 1);
+    fail_on(&b, 0, 1, false); /* both are sick now */
+    expect(&b, CORE_CMD_DISPATCH, 0, 0);
+    assert_int_equal(stats(&b).panics, 1);
+    assert_int_equal(say(&b, CORE_EV_CANCELLED, 0, 0), 0);
+    expect(&b, CORE_CMD_CANCEL, 0, 0);
+    clear(&b);
+}
+
+/* Beyond the budget, lost requests wait for it. */
+static void test_retry_budget(void **unused)
+{
+    struct bed b;
+    (void)unused;
+    lay(&b, "bb");
+    b.config.retry = (struct core_retry_config){.budget = true, .percent = 100};
+    b.config.queue_timeout_ps = 15 * PS_PER_S;
+    b.config.max_retries = 10;
+    start(&b);
+    arrive(&b, 0);
+    expect(&b, CORE_CMD_DISPATCH, 0, 0);
+    fail_on(&b, 0, 0, false);
+    assert_int_equal(expect(&b, CORE_CMD_DISPATCH, 0, 1).attempt, 1);
+    fail_on(&b, 0, 1, false);
+    expect_hold(&b, 0);
+    assert_int_equal(stats(&b).delayed, 1);
+    assert_int_equal(stats(&b).queued, 1);
+    assert_int_equal(core_next_timer_ps(b.core), PS_PER_S / 10);
+    b.now_ps = PS_PER_S / 10;
+    assert_int_equal(say(&b, CORE_EV_TIMER, 0, 0), 0);
+    expect_nothing(&b);
+    assert_int_equal(say(&b, CORE_EV_DONE, 0, 1), WEIR_E_INVALID);
+    assert_int_equal(
+        tell(&b, (struct core_event){.kind = CORE_EV_FAILED, .request = 0, .worker = 1}),
+        WEIR_E_INVALID);
+    arrive(&b, 1); /* room for one more */
+    expect(&b, CORE_CMD_DISPATCH, 1, 0);
+    assert_int_equal(expect(&b, CORE_CMD_DISPATCH, 0, 0).attempt, 2);
+    fail_on(&b, 0, 0, false);
+    fail_on(&b, 1, 0, false);
+    expect_hold(&b, 0);
+    expect_hold(&b, 1);
+    assert_int_equal(say(&b, CORE_EV_CANCELLED, 1, 0), 0);
+    b.now_ps += 15 * PS_PER_S; /* at its deadline the timer says so first */
+    assert_int_equal(say(&b, CORE_EV_TIMER, 0, 0), 0);
+    expect_reject(&b, 0, CORE_REASON_RETRIES);
+    assert_int_equal(stats(&b).queued, 0);
+    clear(&b);
+}
+
 /* ---- retry */
 
 static void test_retry(void **unused)
@@ -1481,6 +1618,10 @@ int main(void)
         cmocka_unit_test(test_queue_bytes),
         cmocka_unit_test(test_drop_late),
         cmocka_unit_test(test_turns),
+        cmocka_unit_test(test_breaker),
+        cmocka_unit_test(test_blame),
+        cmocka_unit_test(test_panic),
+        cmocka_unit_test(test_retry_budget),
         cmocka_unit_test(test_retry),
         cmocka_unit_test(test_retry_same_worker),
         cmocka_unit_test(test_retry_partial),
