@@ -58,6 +58,22 @@ static void reply_ready(struct admin *a, struct http_exchange *ex)
         reply_text(ex, 200, "text/plain", "ready\n");
 }
 
+static void add_health(const struct admin *a, yyjson_mut_doc *doc, yyjson_mut_val *o,
+                       const struct serve_worker *w)
+{
+    struct core_worker_state s;
+    int64_t now_ps = hub_get_worker(a->view.serve->pools[w->pool].hub, w->index, &s);
+    yyjson_mut_obj_add_bool(doc, o, "used", s.used);
+    yyjson_mut_obj_add_str(doc, o, "health", core_health_name(s.health));
+    if (s.health != CORE_HEALTH_OK)
+        yyjson_mut_obj_add_str(doc, o, "health_cause", core_health_cause_name(s.cause));
+    if (s.until_ps > now_ps)
+        yyjson_mut_obj_add_int(doc, o, "ejected_for_ms", (s.until_ps - now_ps) / PS_PER_MS);
+    yyjson_mut_obj_add_uint(doc, o, "failures_in_a_row", s.failures);
+    yyjson_mut_obj_add_real(doc, o, "share", s.share / 1000.0);
+    yyjson_mut_obj_add_uint(doc, o, "inflight", s.inflight);
+}
+
 static yyjson_mut_val *worker_state(const struct admin *a, yyjson_mut_doc *doc, uint32_t i,
                                     uint64_t now_ms)
 {
@@ -69,6 +85,7 @@ static yyjson_mut_val *worker_state(const struct admin *a, yyjson_mut_doc *doc, 
     yyjson_mut_obj_add_str(doc, o, "role", roles[w->core.role]);
     yyjson_mut_obj_add_str(doc, o, "state", poller_state_name(p->state));
     yyjson_mut_obj_add_str(doc, o, "engine", engine_family_name(p->metrics.family));
+    add_health(a, doc, o, w);
     yyjson_mut_obj_add_uint(doc, o, "in_this_state_ms", now_ms - p->changed_ms);
     if (p->answered_ms)
         yyjson_mut_obj_add_uint(doc, o, "state_age_ms", now_ms - p->answered_ms);
@@ -100,7 +117,10 @@ static void reply_state(struct admin *a, struct http_exchange *ex)
         hub_get_stats(s->pools[i].hub, &stats);
         yyjson_mut_obj_add_str(doc, pool, "name", s->pools[i].name);
         yyjson_mut_obj_add_uint(doc, pool, "queued", stats.core.queued);
+        yyjson_mut_obj_add_uint(doc, pool, "queued_bytes", stats.core.queued_bytes);
         yyjson_mut_obj_add_uint(doc, pool, "inflight", stats.core.inflight);
+        yyjson_mut_obj_add_uint(doc, pool, "ejected", stats.core.ejected);
+        yyjson_mut_obj_add_bool(doc, pool, "panic", stats.core.panics > 0);
         for (uint32_t k = 0; k < s->pools[i].n_models; k++)
             yyjson_mut_arr_add_strcpy(doc, models, s->pools[i].models[k]);
         for (uint32_t k = 0; k < s->pools[i].n_workers; k++)

@@ -296,9 +296,17 @@ void hub_progress(struct hub_request *r, uint32_t worker, uint32_t output_tok)
         r, (struct core_event){.kind = CORE_EV_PROGRESS, .worker = worker, .n = output_tok}, false);
 }
 
-void hub_done(struct hub_request *r, uint32_t worker, uint32_t output_tok)
+void hub_done(struct hub_request *r, uint32_t worker, uint32_t output_tok, uint64_t first_ns,
+              bool error)
 {
-    request_event(r, (struct core_event){.kind = CORE_EV_DONE, .worker = worker, .n = output_tok},
+    uint64_t start_ns = r->loop->hub->start_ns;
+    int64_t first_ps = first_ns > start_ns ? (int64_t)(first_ns - start_ns) * PS_PER_NS : 0;
+    request_event(r,
+                  (struct core_event){.kind = CORE_EV_DONE,
+                                      .worker = worker,
+                                      .n = output_tok,
+                                      .first_token_ps = first_ps,
+                                      .error = error},
                   true);
 }
 
@@ -344,6 +352,14 @@ void hub_get_stats(struct hub *h, struct hub_stats *out)
     *out = h->stats;
     core_get_stats(h->core, &out->core);
     uv_mutex_unlock(&h->lock);
+}
+
+int64_t hub_get_worker(struct hub *h, uint32_t worker, struct core_worker_state *out)
+{
+    uv_mutex_lock(&h->lock);
+    core_get_worker(h->core, worker, out);
+    uv_mutex_unlock(&h->lock);
+    return hub_now_ps(h);
 }
 
 /* ---- loops come and go */

@@ -55,8 +55,10 @@ WEIR_NODISCARD int hub_arrive(struct hub_loop *l, struct hub_request *r,
 void hub_prefill_done(struct hub_request *r, uint32_t worker);
 void hub_first_token(struct hub_request *r, uint32_t worker);
 void hub_progress(struct hub_request *r, uint32_t worker, uint32_t output_tok);
-/* Over: answered. */
-void hub_done(struct hub_request *r, uint32_t worker, uint32_t output_tok);
+/* Over: answered. first_ns: when its first token came, by uv_hrtime; 0: not known. error: the answer was an error of the
+ * worker's own making. */
+void hub_done(struct hub_request *r, uint32_t worker, uint32_t output_tok, uint64_t first_ns,
+              bool error);
 /* Lost on a worker; a command follows (another dispatch, or CORE_CMD_REJECT), perhaps from within. */
 void hub_failed(struct hub_request *r, uint32_t worker, bool partial);
 /* Over: the client left. Legs in flight are the caller's to stop; no command follows. */
@@ -84,5 +86,8 @@ struct hub_stats {
     uint64_t decide_count, decide_sum_ns, decide_max_ns; /* arrivals: time from lock to unlock */
 };
 void hub_get_stats(struct hub *h, struct hub_stats *out);
+
+/* What the core makes of a worker, and the time that until_ps is to be compared with. */
+int64_t hub_get_worker(struct hub *h, uint32_t worker, struct core_worker_state *out);
 
 #endif

@@ -15,6 +15,7 @@ struct sample {
     const struct proxy_counts *sum;
     const struct hub_stats *hub;        /* BY_POOL, BY_REASON: of that pool */
     const struct poller_worker *worker; /* BY_WORKER */
+    struct core_worker_state state;     /* BY_WORKER */
     enum core_reason reason;            /* BY_REASON */
 };
 
@@ -54,6 +55,16 @@ GET(get_held, s->hub->core.held)
 GET(get_rejected, s->hub->core.rejected[s->reason])
 GET(get_hub_refused, s->hub->refused)
 GET(get_mailed, s->hub->mailed)
+GET(get_queued_bytes, s->hub->core.queued_bytes)
+GET(get_retried, s->hub->core.retried)
+GET(get_delayed, s->hub->core.delayed)
+GET(get_ejections, s->hub->core.ejections)
+GET(get_panics, s->hub->core.panics)
+GET(get_used, s->state.used)
+GET(get_health, s->state.health)
+GET(get_cause, s->state.health == CORE_HEALTH_OK ? CORE_HEALTH_NO_CAUSE : s->state.cause)
+GET(get_share, (double)s->state.share / 1000.0)
+GET(get_worker_inflight, s->state.inflight)
 GET(get_up, s->worker->state == POLLER_UP)
 GET(get_draining, s->worker->state == POLLER_DRAINING)
 GET(get_polls, s->worker->polls)
@@ -88,10 +99,22 @@ static const struct row rows[] = {
     {"weir_queued_requests", "gauge", BY_POOL, get_queued, "Requests held in the admission queue now."},
     {"weir_inflight_requests", "gauge", BY_POOL, get_inflight, "Requests at workers now, as the core counts them."},
     {"weir_held_total", "counter", BY_POOL, get_held, "Requests that had to wait in the admission queue."},
+    {"weir_queued_bytes", "gauge", BY_POOL, get_queued_bytes, "Bytes of the bodies of requests held for admission now."},
+    {"weir_retried_total", "counter", BY_POOL, get_retried, "Lost requests that were, or will be, tried again."},
+    {"weir_retries_delayed_total", "counter", BY_POOL, get_delayed, "Of these, those that had to wait for the retry budget."},
+    {"weir_ejections_total", "counter", BY_POOL, get_ejections, "Workers left out by the circuit breaker or as outliers, each time."},
+    {"weir_panic", "gauge", BY_POOL, get_panics,
+     "Roles of which so many workers are sick that the signal is distrusted and all that are up are used."},
     {"weir_rejected_total", "counter", BY_REASON, get_rejected, "Requests that the core refused, by reason."},
     {"weir_core_refused_events_total", "counter", BY_POOL, get_hub_refused, "Events that the core did not take: 0, or a bug of weir."},
     {"weir_mailed_commands_total", "counter", BY_POOL, get_mailed, "Commands of the core that went to another thread."},
     {"weir_worker_up", "gauge", BY_WORKER, get_up, "1: the worker answers its polls and gets requests."},
+    {"weir_worker_used", "gauge", BY_WORKER, get_used, "1: the worker gets requests, as the core decides: up, not draining, not ejected."},
+    {"weir_worker_health", "gauge", BY_WORKER, get_health, "0 ok, 1 ejected, 2 probing: one request at a time."},
+    {"weir_worker_health_cause", "gauge", BY_WORKER, get_cause,
+     "Why it is ejected or probing: 0 it is not, 1 failures in a row, 2 rate of failures, 3 slow first tokens."},
+    {"weir_worker_share", "gauge", BY_WORKER, get_share, "Share of the others' load that it may have: below 1 in slow start."},
+    {"weir_worker_inflight", "gauge", BY_WORKER, get_worker_inflight, "weir's own requests at the worker now."},
     {"weir_worker_draining", "gauge", BY_WORKER, get_draining, "1: an operator drains the worker."},
     {"weir_worker_polls_total", "counter", BY_WORKER, get_polls, "Polls of the worker's metrics."},
     {"weir_worker_poll_failures_total", "counter", BY_WORKER, get_poll_failures, "Polls that failed."},
@@ -157,6 +180,8 @@ static void write_row(FILE *out, const struct row *row, struct sample *s)
     case BY_WORKER:
         for (uint32_t i = 0; i < serve->n_workers; i++) {
             s->worker = poller_worker_at(s->v->poller, i);
+            (void)hub_get_worker(serve->pools[serve->workers[i].pool].hub, serve->workers[i].index,
+                                 &s->state);
             snprintf(labels, sizeof labels, "{pool=\"%s\",worker=\"%s\"}",
                      serve->pools[serve->workers[i].pool].name, serve->workers[i].name);
             put(out, row->name, labels, row->get(s));

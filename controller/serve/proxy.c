@@ -28,7 +28,7 @@ static struct proxy_request *request_new(struct proxy *p, struct http_exchange *
     r->ex = ex;
     r->told = true;
     r->passthrough = r->prefill_done = r->head_sent = r->first_told = false;
-    r->answer_silent = r->can_restart = false;
+    r->answer_silent = r->can_restart = r->worker_error = false;
     r->keys = NULL;
     r->prefill_answer = NULL;
     r->prefill_len = 0;
@@ -82,7 +82,9 @@ static void tell_done(struct proxy_request *r)
     if (r->told)
         return;
     r->told = true;
-    hub_done(&r->hub, r->answer_leg.worker, answer_output_tok(&r->answer));
+    /* of an answer that is no stream, first_ns is when it was complete */
+    hub_done(&r->hub, r->answer_leg.worker, answer_output_tok(&r->answer),
+             r->first_told && r->answer.stream ? r->first_ns : 0, r->worker_error);
 }
 
 /* ---- refusals */

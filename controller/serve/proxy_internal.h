@@ -55,6 +55,7 @@ struct proxy_request {
     struct answer answer;
     bool head_sent, first_told;
     bool answer_silent; /* nothing of its body has come yet */
+    bool worker_error;  /* the answer is an error of the worker's own making */
     bool can_restart;   /* a stream of which only the head has gone out: another worker may go on */
     uint64_t arrived_ns, first_ns;
     struct http_timer comment;         /* of a held stream */

@@ -295,6 +295,7 @@ static bool answer_begins(struct proxy_request *r, const struct http_part *p)
     struct http_slice type = http_get_known(p->head, HTTP_F_CONTENT_TYPE);
     bool stream = type.len >= 17 && !strncmp(type.s, "text/event-stream", 17);
     bool plain_stream = stream && p->head->status == 200 && !p->head->has_length;
+    r->worker_error = p->head->status >= 500;
     if (http_reply_started(r->ex) && !plain_stream) {
         proxy_refuse_late(r, p);
         return false;

@@ -509,6 +509,8 @@ static int make_hub(struct daemon *d, const struct options *o)
                             .queue_timeout_ps = o->queue_timeout_ps,
                             .max_inflight_per_worker = o->max_inflight_per_worker,
                             .max_retries = o->max_retries,
+                            .retry = CORE_RETRY_USUAL,
+                            .health = CORE_HEALTH_USUAL,
                             .destination_first = o->dialect && o->dialect->at_once,
                             .max_requests = 1 << 20};
     d->pool.hub = workers ? hub_new(&c, &why) : NULL;

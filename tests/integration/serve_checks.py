@@ -190,6 +190,32 @@ def an_engine_that_refuses_is_replaced():
         assert metric(weir.admin, "weir_redispatched_total") > 0
 
 
+def an_engine_that_keeps_failing_is_left_out():
+    with fleet(3, serve=("--policy", "round_robin")) as (weir, engines):
+        fault(engines[0], kind="error")
+        for _ in range(20):  # every third goes to it first, until five have failed
+            assert chat(weir)[0] == 200
+        name = f"127.0.0.1:{engines[0].port}"
+        sick = next(w for w in state(weir) if w["name"] == name)
+        assert not sick["used"] and sick["health"] == "ejected" and sick["health_cause"] == "failures", sick
+        assert sick["ejected_for_ms"] > 0
+        assert metric(weir.admin, "weir_ejections_total") == 1
+        assert metric(weir.admin, "weir_panic") == 0
+        assert all(w["used"] for w in state(weir) if w["name"] != name)
+
+
+def engines_that_all_fail_are_all_tried():
+    with fleet(2, serve=("--policy", "round_robin")) as (weir, engines):
+        for e in engines:
+            fault(e, kind="error")
+        for _ in range(8):
+            assert chat(weir)[0] == 502
+        assert metric(weir.admin, "weir_panic") == 1
+        for e in engines:
+            fault(e, kind="none")
+        assert chat(weir)[0] == 200  # nobody has to wait for an ejection to end
+
+
 def an_engine_that_is_killed_is_replaced():
     with fleet() as (weir, engines):
         engines[0].end(signal.SIGKILL)
