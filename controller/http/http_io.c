@@ -35,6 +35,7 @@ static void on_room(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
 {
     struct http_io *io = of(handle);
     (void)suggested;
+    http_lap_begin(io->loop);
     if (io->tls) {
         *buf = uv_buf_init(http_loop_records(io->loop), HTTP_READ_BYTES);
         return;
@@ -111,9 +112,8 @@ static void on_resume(struct http_task *task)
     http_tls_keep(io->tls);
 }
 
-static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
+static void took_in(struct http_io *io, ssize_t n, const uv_buf_t *buf)
 {
-    struct http_io *io = of(stream);
     if (n > 0) {
         if (io->tls)
             on_records(io, buf->base, (size_t)n);
@@ -127,6 +127,13 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
         n = UV_ECONNRESET;
     if (n < 0)
         told_end(io, (int)n);
+}
+
+static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
+{
+    struct http_io *io = of(stream); /* it lives until on_closed, whatever is closed meanwhile */
+    took_in(io, n, buf);
+    http_lap_end(io->loop);
 }
 
 int http_io_start(struct http_io *io)
@@ -180,6 +187,7 @@ static void drop_queue(struct http_io *io)
 static void on_written(uv_write_t *write, int status)
 {
     struct http_io *io = write->data;
+    http_lap_begin(io->loop);
     io->queued -= io->writing;
     io->writing = 0;
     if (io->writing_block)

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <time.h>
 
 #define BODY_CLASSES 16u /* 64 KiB << class: up to 2 GiB */
@@ -31,6 +32,11 @@ struct http_loop {
     uint64_t seen_ms;    /* slots up to here have been looked at */
     struct http_timer *slots[HTTP_WHEEL_SLOTS];
     uint64_t in_use[SLOT_WORDS]; /* bit per slot that is not empty */
+
+    uv_prepare_t before_sleep;
+    uint64_t lap_ns; /* when the callback in progress began; 0: none since the loop slept */
+    long switches;   /* how often the thread had been preempted, a little earlier */
+    struct http_loop_laps laps;
 
     time_t date_s;
     char date[32];
@@ -78,6 +84,63 @@ static void pages_put(void *p, size_t bytes)
 #endif
 }
 
+/* --- laps -------------------------------------------------------------------------------------------------- */
+
+static long preemptions(void)
+{
+    struct rusage r;
+    return getrusage(RUSAGE_THREAD, &r) ? 0 : r.ru_nivcsw;
+}
+
+/* One writer: no locked instruction needed. */
+static void put_figure(_Atomic uint64_t *figure, uint64_t x)
+{
+    atomic_store_explicit(figure, x, memory_order_relaxed);
+}
+
+static void long_lap(struct http_loop *loop, uint64_t took_ns)
+{
+    long switches = preemptions();
+    bool preempted = switches != loop->switches;
+    loop->switches = switches;
+    if (preempted) {
+        put_figure(&loop->laps.preempted, loop->laps.preempted + 1);
+        return;
+    }
+    put_figure(&loop->laps.blocked, loop->laps.blocked + 1);
+    if (took_ns > loop->laps.longest_ns)
+        put_figure(&loop->laps.longest_ns, took_ns);
+}
+
+void http_lap_begin(struct http_loop *loop)
+{
+    if (!loop->lap_ns)
+        loop->lap_ns = uv_hrtime();
+}
+
+void http_lap_end(struct http_loop *loop)
+{
+    uint64_t now = uv_hrtime(), took = now - loop->lap_ns;
+    loop->lap_ns = now;
+    if (took >= HTTP_LONG_LAP_NS)
+        long_lap(loop, took);
+    else if (took > atomic_load_explicit(&loop->laps.longest_ns, memory_order_relaxed))
+        put_figure(&loop->laps.longest_ns, took);
+}
+
+static void on_sleep(uv_prepare_t *prepare)
+{
+    struct http_loop *loop = prepare->data;
+    if (loop->lap_ns)
+        http_lap_end(loop);
+    loop->lap_ns = 0;
+}
+
+const struct http_loop_laps *http_loop_laps(const struct http_loop *loop)
+{
+    return &loop->laps;
+}
+
 /* --- the loop ---------------------------------------------------------------------------------------------- */
 
 struct http_loop *http_loop_new(uv_loop_t *uv)
@@ -93,8 +156,12 @@ struct http_loop *http_loop_new(uv_loop_t *uv)
     }
     uv_timer_init(uv, &loop->tick); /* neither can fail */
     uv_idle_init(uv, &loop->idle);
-    loop->tick.data = loop->idle.data = loop;
-    loop->open_handles = 2;
+    uv_prepare_init(uv, &loop->before_sleep);
+    uv_prepare_start(&loop->before_sleep, on_sleep);
+    uv_unref((uv_handle_t *)&loop->before_sleep);
+    loop->tick.data = loop->idle.data = loop->before_sleep.data = loop;
+    loop->open_handles = 3;
+    loop->switches = preemptions();
     loop->tasks_end = &loop->tasks;
     loop->tick_at_ms = UINT64_MAX;
     loop->seen_ms = uv_now(uv) / HTTP_TICK_MS * HTTP_TICK_MS;
@@ -126,6 +193,7 @@ void http_loop_free(struct http_loop *loop)
         return;
     uv_close((uv_handle_t *)&loop->tick, on_closed);
     uv_close((uv_handle_t *)&loop->idle, on_closed);
+    uv_close((uv_handle_t *)&loop->before_sleep, on_closed);
 }
 
 uv_loop_t *http_loop_uv(const struct http_loop *loop)
@@ -320,6 +388,7 @@ static void visit(struct http_loop *loop, unsigned slot, uint64_t now)
         if (t->at_ms <= now) {
             t->at_ms = UINT64_MAX;
             t->fire(t);
+            http_lap_end(loop);
         } else if (t->at_ms != UINT64_MAX) {
             link_timer(loop, t);
         }
@@ -330,6 +399,8 @@ static void on_tick(uv_timer_t *tick)
 {
     struct http_loop *loop = tick->data;
     uint64_t now = uv_now(loop->uv), end = loop->seen_ms + HTTP_WHEEL_SLOTS * HTTP_TICK_MS;
+    http_lap_begin(loop);
+    loop->switches = preemptions();
     loop->tick_at_ms = 0; /* nothing arms it before this round is over */
     uint64_t last = now / HTTP_TICK_MS * HTTP_TICK_MS;
     if (last > end) /* after a long sleep once round is enough */
@@ -388,11 +459,13 @@ static void on_idle(uv_idle_t *idle)
 {
     struct http_loop *loop = idle->data;
     struct http_task last = {.run = NULL};
+    http_lap_begin(loop);
     http_task_post(loop, &last);
     while (loop->tasks != &last) {
         struct http_task *task = loop->tasks;
         http_task_deinit(loop, task);
         task->run(task);
+        http_lap_end(loop);
     }
     http_task_deinit(loop, &last);
     if (!loop->tasks)

@@ -11,6 +11,7 @@
 #ifndef WEIR_HTTP_LOOP_H
 #define WEIR_HTTP_LOOP_H
 
+#include <stdatomic.h>
 #include <uv.h>
 
 #include "controller/http/http_headers.h"
@@ -73,6 +74,16 @@ struct http_loop_stats {
 };
 struct http_loop_stats http_loop_stats(const struct http_loop *loop);
 
+/* How long the loop's callbacks take, one by one: all connections wait for each of them. */
+#define HTTP_LONG_LAP_NS UINT64_C(1000000)
+struct http_loop_laps {
+    _Atomic uint64_t longest_ns; /* of those in which the system did not take the processor away */
+    _Atomic uint64_t blocked;    /* that took HTTP_LONG_LAP_NS or more, all by themselves */
+    _Atomic uint64_t preempted;  /* or since others had the processor meanwhile */
+};
+/* May be read from any thread while the loop lives. */
+const struct http_loop_laps *http_loop_laps(const struct http_loop *loop);
+
 /* --- for http_io, http_server and http_client ----------------------------------------------------------- */
 
 struct http_block {
@@ -97,5 +108,9 @@ void http_body_put(struct http_loop *loop, struct http_body *body);
 /* One buffer of HTTP_READ_BYTES for reads whose bytes are used up within the callback; one for TLS records. */
 char *http_loop_scratch(struct http_loop *loop);
 char *http_loop_records(struct http_loop *loop);
+
+/* Around every callback from the system. What has no such frame counts with the one before it. */
+void http_lap_begin(struct http_loop *loop);
+void http_lap_end(struct http_loop *loop);
 
 #endif

@@ -74,6 +74,32 @@ GET(get_waiting, s->worker->metrics.figure[FIGURE_WAITING])
 GET(get_kv_usage, s->worker->metrics.figure[FIGURE_KV_USAGE])
 GET(get_age, s->worker->answered_ms ? (double)(s->v->now_ms - s->worker->answered_ms) / 1e3 : -1.0)
 
+static double get_longest_lap(const struct sample *s)
+{
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < s->v->n_proxies; i++) {
+        uint64_t ns = proxy_laps(s->v->proxies[i])->longest_ns;
+        most = ns > most ? ns : most;
+    }
+    return (double)most / 1e9;
+}
+
+static double get_blocked(const struct sample *s)
+{
+    double n = 0;
+    for (uint32_t i = 0; i < s->v->n_proxies; i++)
+        n += (double)proxy_laps(s->v->proxies[i])->blocked;
+    return n;
+}
+
+static double get_preempted(const struct sample *s)
+{
+    double n = 0;
+    for (uint32_t i = 0; i < s->v->n_proxies; i++)
+        n += (double)proxy_laps(s->v->proxies[i])->preempted;
+    return n;
+}
+
 /* clang-format off */
 static const struct row rows[] = {
     {"weir_build_info", "gauge", BY_VERSION, get_one, "1, with the version as a label."},
@@ -93,6 +119,11 @@ static const struct row rows[] = {
     {"weir_output_tokens_total", "counter", NO_LABEL, get_output_tok,
      "Output tokens: by usage where the engine sends it, else as counted in the stream."},
     {"weir_cached_tokens_total", "counter", NO_LABEL, get_cached_tok, "Prompt tokens that engines found cached, by usage."},
+    {"weir_loop_longest_callback_seconds", "gauge", NO_LABEL, get_longest_lap,
+     "Longest time since the start that a loop spent in one callback: all its connections waited that long."},
+    {"weir_loop_blocked_total", "counter", NO_LABEL, get_blocked, "Callbacks that kept a loop for 1 ms or more. Should be 0."},
+    {"weir_loop_preempted_total", "counter", NO_LABEL, get_preempted,
+     "Callbacks of 1 ms or more within which the system gave the processor to others: weir needs a core of its own."},
     {"weir_decision_seconds_sum", "counter", BY_POOL, get_decide_sum, "Time of routing decisions, from lock to unlock, summed."},
     {"weir_decision_seconds_count", "counter", BY_POOL, get_decide_count, "Decisions in weir_decision_seconds_sum."},
     {"weir_decision_seconds_max", "gauge", BY_POOL, get_decide_max, "Longest decision since the start."},

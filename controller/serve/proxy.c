@@ -643,6 +643,11 @@ const struct proxy_counts *proxy_counts(const struct proxy *p)
     return &p->counts;
 }
 
+const struct http_loop_laps *proxy_laps(const struct proxy *p)
+{
+    return http_loop_laps(p->http);
+}
+
 struct hub_loop *proxy_hub_loop(struct proxy *p, uint32_t pool)
 {
     return p->hubs[pool];

@@ -47,6 +47,8 @@ struct proxy *proxy_new(struct serve *serve, uv_loop_t *uv, struct http_loop *ht
 uint16_t proxy_port(const struct proxy *p);
 int proxy_listen_fd(const struct proxy *p);
 const struct proxy_counts *proxy_counts(const struct proxy *p);
+/* Of its loop. */
+const struct http_loop_laps *proxy_laps(const struct proxy *p);
 /* Its place in a pool's hub, for events of workers. */
 struct hub_loop *proxy_hub_loop(struct proxy *p, uint32_t pool);
 

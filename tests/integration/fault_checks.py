@@ -192,10 +192,10 @@ def one_of_two_controllers_is_killed():
 
 
 class Liar:
-    """An engine whose polls look well and whose answers are bytes of the test's choice."""
+    """An engine whose polls look well and whose answers are bytes of the test's choice; then it closes, stays silent or goes on."""
 
-    def __init__(self):
-        self.answer, self.asked = b"", 0
+    def __init__(self, stays=False, endless=b""):
+        self.answer, self.asked, self.heads, self.stays, self.endless = b"", 0, [], stays, endless
         self.sock = socket.create_server(("127.0.0.1", 0))
         self.port = self.sock.getsockname()[1]
         threading.Thread(target=self.accept, daemon=True).start()
@@ -225,7 +225,12 @@ class Liar:
                 s.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             else:
                 self.asked += 1
+                self.heads.append(data)
                 s.sendall(self.answer)
+                while self.endless:
+                    s.sendall(self.endless)
+                while self.stays and s.recv(65536):
+                    pass
 
 
 ALL, STREAMS, NONE = "all", "streams", "none"

@@ -2,6 +2,8 @@
 """Checks of `weir serve` against mock engines: one function a promise. Ends with 'N passed, N failed'.
 
     serve_checks.py PATH/TO/weir [NAME...]
+
+WEIR_THREADS=n gives every weir that many loops.
 """
 import contextlib
 import http.client
@@ -19,6 +21,7 @@ import time
 
 WEIR = sys.argv[1]
 SOURCE = pathlib.Path(__file__).resolve().parent.parent.parent
+THREADS = ("--threads", os.environ["WEIR_THREADS"]) if "WEIR_THREADS" in os.environ else ()
 PATIENCE_S = 30  # for things that take milliseconds on an idle machine
 
 
@@ -45,6 +48,8 @@ class Process:
             self.child.send_signal(sig)
         code = self.child.wait(PATIENCE_S)
         self.child.stdout.close()
+        report = re.search(r"(?:ERROR|WARNING): \w+Sanitizer|runtime error:", self.messages())
+        assert not report, self.messages()[report.start():report.start() + 4000]
         return code
 
     def messages(self):
@@ -59,7 +64,7 @@ def fleet(n=2, mock=(), serve=(), roles=None):
     details = [f"#role={r}" for r in roles] if roles else [""] * n
     workers = [a for e, d in zip(engines, details) for a in ("--worker", e.url() + d)]
     weir = Process("serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--poll", "50", "--explain",
-                   *workers, *serve, admin=True)
+                   *workers, *THREADS, *serve, admin=True)
     try:
         wait_for(lambda: sum(w["state"] == "up" for w in state(weir)) == n, "all workers are up")
         yield weir, engines

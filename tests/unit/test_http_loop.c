@@ -252,6 +252,30 @@ static void bodies_keep_what_is_in_them(void **state)
     http_body_put(loop, &body); /* nothing more to give back */
 }
 
+static void spin(struct http_task *task)
+{
+    uint64_t until = uv_hrtime() + 2 * HTTP_LONG_LAP_NS;
+    (void)task;
+    while (uv_hrtime() < until) {
+    }
+}
+
+/* A callback that keeps the loop is counted, once: as the loop's own doing, or the system's. */
+static void long_callbacks_are_counted(void **state)
+{
+    const struct http_loop_laps *laps = http_loop_laps(loop);
+    struct http_task task;
+    (void)state;
+    assert_int_equal(laps->blocked + laps->preempted, 0);
+    http_task_init(&task, spin);
+    for (unsigned i = 1; i <= 3; i++) {
+        http_task_post(loop, &task);
+        uv_run(&uv, UV_RUN_NOWAIT);
+        assert_int_equal(laps->blocked + laps->preempted, i);
+    }
+    assert_true(!laps->blocked || laps->longest_ns >= 2 * HTTP_LONG_LAP_NS);
+}
+
 static void date(void **state)
 {
     (void)state;
@@ -285,13 +309,10 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
-        T(timers_fire_in_time),
-        T(a_long_sleep),
-        T(later_is_a_store),
-        T(tasks),
-        T(pools_are_bounded),
-        T(bodies_keep_what_is_in_them),
-        T(date),
+        T(timers_fire_in_time),        T(a_long_sleep),
+        T(later_is_a_store),           T(tasks),
+        T(pools_are_bounded),          T(bodies_keep_what_is_in_them),
+        T(long_callbacks_are_counted), T(date),
     };
     return cmocka_run_group_tests_name("http_loop", tests, NULL, NULL);
 }
