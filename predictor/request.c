@@ -1,14 +1,13 @@
 /* request.c - see request.h. */
 #include "predictor/request.h"
 
-#include "predictor/rng.h"
-
-/* A parent is uniform already, so one mix is enough; the multiplication keeps ids that are themselves
- * keys from cancelling against it, off the chain's critical path. Both steps are bijections: two ids
- * under one parent never collide, other pairs with probability 2^-64. */
+/* One multiplication and one fold each: reading a trace waits for this chain. Both multipliers are odd and the fold can
+ * be undone, so that two ids under one parent never collide; other pairs do so with probability 2^-64, as far as
+ * parents are unlike what multiplying ids makes, which folding sees to. */
 uint64_t request_chain_key(uint64_t parent, uint64_t id)
 {
-    uint64_t k = rng_mix64(parent ^ id * UINT64_C(0xd6e8feb86659fd93));
+    uint64_t k = (parent ^ id * UINT64_C(0xd6e8feb86659fd93)) * UINT64_C(0x9e3779b97f4a7c15);
+    k ^= k >> 32;
     return k ? k : 1; /* 0 means "no key" */
 }
 
