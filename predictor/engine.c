@@ -800,6 +800,8 @@ static uint64_t closed_until(const struct engine *e, uint64_t max, int64_t until
 {
     int64_t span = until - e->start_ps;
     uint64_t n = max;
+    if (max > 1 && closed_sum(e, max - 1) < span) /* often: it was planned until then */
+        return max;
     if (closed_sum(e, max) > span && span < INT64_MAX / 4) {
         /* d/2 n^2 + (a - d/2) n = span */
         double a = (double)e->step_a_ps, d = (double)e->step_d_ps,
@@ -910,7 +912,8 @@ static uint64_t limited(int64_t a, __int128 d, uint64_t n)
 static void start_skip(struct engine *e, uint64_t n, int64_t horizon)
 {
     e->skip_form = skip_form(e);
-    e->step_blocks = first_step_blocks(e);
+    if (e->skip_form == SKIP_BLOCKS)
+        e->step_blocks = first_step_blocks(e);
     if (e->skip_form == SKIP_CLOSED) {
         struct step_batch b = decode_batch(e);
         __int128 d = decode_growth_ps(e, &b);
