@@ -36,8 +36,9 @@ void mock_text_add(struct mock_text *t, const char *format, ...)
     va_list args, again;
     va_start(args, format);
     va_copy(again, args);
-    int n = vsnprintf(t->s ? t->s + t->len : NULL, t->cap - t->len, format, args);
-    if (n > 0 && (size_t)n >= t->cap - t->len && grow(t, (size_t)n + 1))
+    size_t room = t->s ? t->cap - t->len : 0;
+    int n = vsnprintf(room ? t->s + t->len : NULL, room, format, args);
+    if (n > 0 && (size_t)n >= room && grow(t, (size_t)n + 1))
         vsnprintf(t->s + t->len, t->cap - t->len, format, again);
     if (n > 0 && (size_t)n < t->cap - t->len)
         t->len += (size_t)n;

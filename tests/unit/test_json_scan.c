@@ -8,7 +8,7 @@
 
 #include <cmocka.h>
 
-#include "controller/openai/json_scan.h"
+#include "controller/openai/json_scan.c"
 #include "tests/support/fail_alloc.h"
 
 static struct json_scan scan;
