@@ -225,31 +225,47 @@ static void skip_blanks(struct scanner *k)
         k->at++;
 }
 
-static int scan_string(struct scanner *k)
+/* The quote that ends the string whose text begins at `at`; NULL: *why has what is wrong, *bad where. */
+static const char *string_end(const char *at, const char *end, bool *escaped, const char **why,
+                              const char **bad)
 {
-    const char *from = ++k->at, *at = from;
-    bool escaped = false;
     for (;;) {
         size_t n;
-        k->at = at = plain_end(at, k->end);
-        if (at == k->end)
-            return wrong(k, "a string without its end");
+        *bad = at = plain_end(at, end);
+        if (at == end) {
+            *why = "a string without its end";
+            return NULL;
+        }
         if (*at == '"')
-            break;
+            return at;
         if (*at == '\\') {
-            escaped = true;
-            n = escape(at, k->end);
+            *escaped = true;
+            n = escape(at, end);
+            *why = "an escape that is none";
+        } else if ((unsigned char)*at < 0x20) {
+            n = 0;
+            *why = "a control character in a string";
         } else {
-            n = (unsigned char)*at < 0x20 ? 0 : character(at, k->end);
+            n = character(at, end);
+            *why = "a byte that is not UTF-8";
         }
         if (!n)
-            return wrong(k, *at == '\\'                 ? "an escape that is none"
-                            : (unsigned char)*at < 0x20 ? "a control character in a string"
-                                                        : "a byte that is not UTF-8");
+            return NULL;
         at += n;
     }
-    k->at = at + 1;
-    return add(k, JSON_STRING, from, (size_t)(at - from), escaped);
+}
+
+static inline int scan_string(struct scanner *k)
+{
+    const char *from = k->at + 1, *why, *bad;
+    bool escaped = false;
+    const char *to = string_end(from, k->end, &escaped, &why, &bad);
+    if (!to) {
+        k->at = bad;
+        return wrong(k, why);
+    }
+    k->at = to + 1;
+    return add(k, JSON_STRING, from, (size_t)(to - from), escaped);
 }
 
 static bool digits(struct scanner *k)
