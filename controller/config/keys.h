@@ -47,6 +47,7 @@ struct key {
     const char *help;
     const char *option; /* its name on the command line, without "--"; NULL: none */
     char letter;        /* and its short form; 0: none */
+    bool fixed;         /* a running process cannot take a change of it */
 };
 
 /* Scopes are numbers from 0: what a row's offset counts from. */

@@ -180,29 +180,11 @@ struct core_health_config {
     int64_t slow_start_ps;            /* 0: none */
 };
 
-/* What `weir serve` starts from. Breaker and panic as Envoy's defaults; the first ejection is 10 s instead of 30
- * because a pool here has a few workers, not hundreds; a latency of ten times the median is a fault in any mix
- * of hardware. */
-#define CORE_HEALTH_USUAL                                                                          \
-    ((struct core_health_config){.breaker_failures = 5,                                            \
-                                 .outlier_failure_percent = 30,                                    \
-                                 .outlier_latency_percent = 1000,                                  \
-                                 .outlier_interval_ps = 10 * PS_PER_S,                             \
-                                 .eject_ps = 10 * PS_PER_S,                                        \
-                                 .eject_max_ps = 300 * PS_PER_S,                                   \
-                                 .eject_max_percent = 30,                                          \
-                                 .panic_percent = 50,                                              \
-                                 .slow_start_ps = 30 * PS_PER_S})
-
 /* Tries again of requests that were lost: retry_budget.h. */
 struct core_retry_config {
     bool budget; /* false: no limit but max_retries */
     uint32_t percent, floor_per_s;
 };
-
-/* What `weir serve` starts from: Finagle's defaults. */
-#define CORE_RETRY_USUAL                                                                           \
-    ((struct core_retry_config){.budget = true, .percent = 20, .floor_per_s = 10})
 
 struct policy_ops; /* controller/core/policy.h */
 

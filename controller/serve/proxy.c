@@ -1,4 +1,5 @@
 /* proxy.c - see proxy.h. Requests, their clients, and the life of a thread's proxy. */
+#include "controller/serve/live.h"
 #include "controller/serve/proxy_internal.h"
 
 #include <stdio.h>
@@ -162,7 +163,7 @@ void proxy_cut(struct proxy_request *r, const char *detail)
 
 void proxy_answer_head(struct proxy_request *r, const struct http_head *head)
 {
-    const struct serve_settings *set = &r->proxy->serve->set;
+    const struct serve_settings *set = &r->proxy->conf->set;
     r->head_sent = true;
     http_timer_stop(&r->comment);
     if (http_reply_started(r->ex)) /* comments have gone out: the head was ours */
@@ -266,7 +267,7 @@ static void comment(struct http_timer *timer)
         http_reply_field(r->ex, "Content-Type", HTTP_SLICE("text/event-stream"));
     }
     http_reply_send(r->ex, &text, 1, false);
-    http_timer_start(r->proxy->http, timer, r->proxy->serve->set.hold_comment_ms);
+    http_timer_start(r->proxy->http, timer, r->proxy->conf->set.hold_comment_ms);
 }
 
 static void on_command(void *user, struct hub_request *h, const struct core_command *cmd)
@@ -288,8 +289,8 @@ static void on_command(void *user, struct hub_request *h, const struct core_comm
     case CORE_CMD_DISPATCH_DECODE: legs_dispatch(r, cmd); break;
     case CORE_CMD_CANCEL: legs_cancel(r, cmd->worker); break;
     case CORE_CMD_HOLD:
-        if (r->q.stream && r->proxy->serve->set.hold_comment_ms)
-            http_timer_start(r->proxy->http, &r->comment, r->proxy->serve->set.hold_comment_ms);
+        if (r->q.stream && r->proxy->conf->set.hold_comment_ms)
+            http_timer_start(r->proxy->http, &r->comment, r->proxy->conf->set.hold_comment_ms);
         break;
     case CORE_CMD_REJECT:
         r->told = true;
@@ -324,7 +325,7 @@ static int64_t slo_of(const struct proxy_request *r, const struct http_head *hea
                       const char *alias, int64_t otherwise)
 {
     int64_t ms;
-    if (!r->proxy->serve->set.trust_headers)
+    if (!r->proxy->conf->set.trust_headers)
         return otherwise;
     if (read_i64(http_get(head, name), 1, INT32_MAX, &ms) ||
         read_i64(http_get(head, alias), 1, INT32_MAX, &ms))
@@ -332,23 +333,31 @@ static int64_t slo_of(const struct proxy_request *r, const struct http_head *hea
     return otherwise;
 }
 
-static uint64_t tenant_of(const struct proxy_request *r, const struct http_head *head)
+static uint64_t tenant_of(const struct proxy_request *r, const struct http_head *head,
+                          const struct serve_tenant **known)
 {
-    const struct serve_settings *set = &r->proxy->serve->set;
+    const struct serve_live *conf = r->proxy->conf;
     struct http_slice v = {NULL, 0};
-    if (set->tenant_header[0])
-        v = http_get(head, set->tenant_header);
-    if (!v.s && set->trust_headers)
+    if (conf->set.tenant_header[0])
+        v = http_get(head, conf->set.tenant_header);
+    if (!v.s && conf->set.trust_headers)
         v = http_get(head, "x-llm-d-inference-fairness-id");
-    if (!v.s)
-        v = http_get_known(head,
-                           HTTP_F_AUTHORIZATION); /* callers with a key of their own are tenants */
-    return v.s && v.len ? XXH3_64bits(v.s, v.len) | 1 : r->q.user;
+    /* callers with a key of their own are tenants */
+    return live_tenant(conf, v, http_get_known(head, HTTP_F_AUTHORIZATION), r->q.user, known);
+}
+
+/* A header's or a body's where clients are trusted, else the tenant's, else the path's. */
+static int32_t priority_of(const struct proxy_request *r, const struct serve_tenant *tenant,
+                           const struct serve_route *route)
+{
+    if (r->proxy->conf->set.trust_headers && r->q.has_priority)
+        return r->q.priority;
+    return tenant && tenant->priority ? tenant->priority : route ? route->priority : 0;
 }
 
 static void fill_core(struct proxy_request *r, const struct http_head *head)
 {
-    const struct serve_settings *set = &r->proxy->serve->set;
+    const struct serve_settings *set = &r->proxy->conf->set;
     const struct openai_request *q = &r->q;
     struct http_slice session = {NULL, 0};
     uint32_t chunk = OPENAI_CHUNK_TOK;
@@ -364,18 +373,23 @@ static void fill_core(struct proxy_request *r, const struct http_head *head)
         if (!session.s)
             session = http_get(head, "x-session-token");
     }
+    const struct serve_tenant *known;
+    const struct serve_route *route = live_route(r->proxy->conf, http_target(head));
+    uint64_t tenant = tenant_of(r, head, &known);
+    int64_t ttft = route && route->slo_ttft_ps < PS_NEVER ? route->slo_ttft_ps : set->slo_ttft_ps;
+    int64_t tpot = route && route->slo_tpot_ps < PS_NEVER ? route->slo_tpot_ps : set->slo_tpot_ps;
     r->core = (struct core_request){
         .prompt_tok = tok,
         .max_tokens = q->max_tokens,
-        .priority = set->trust_headers && q->has_priority ? q->priority : 0,
+        .priority = priority_of(r, known, route),
         .session = session.s && session.len ? XXH3_64bits(session.s, session.len) | 1 : q->session,
-        .tenant = tenant_of(r, head),
+        .tenant = tenant,
         .keys = r->keys,
         .n_keys = r->keys ? q->n_keys : 0,
         .key_tok = r->keys ? chunk : 0,
         .bytes = http_request_body(r->ex).len,
-        .slo_ttft_ps = slo_of(r, head, "x-llm-d-slo-ttft-ms", "x-slo-ttft-ms", set->slo_ttft_ps),
-        .slo_tpot_ps = slo_of(r, head, "x-llm-d-slo-tpot-ms", "x-slo-tpot-ms", set->slo_tpot_ps),
+        .slo_ttft_ps = slo_of(r, head, "x-llm-d-slo-ttft-ms", "x-slo-ttft-ms", ttft),
+        .slo_tpot_ps = slo_of(r, head, "x-llm-d-slo-tpot-ms", "x-slo-tpot-ms", tpot),
     };
 }
 
@@ -505,9 +519,9 @@ static void on_request(void *user, struct http_exchange *ex)
         else
             bad_request(r, 405, NULL, "this path takes POST", NULL);
     } else if (head->method == HTTP_M_GET && http_slice_is(http_target(head), "/health") &&
-               !is_allowed(&p->serve->set, http_target(head))) {
+               !is_allowed(&p->conf->set, http_target(head))) {
         tell_health(r);
-    } else if (is_allowed(&p->serve->set, http_target(head))) {
+    } else if (is_allowed(&p->conf->set, http_target(head))) {
         r->pool = &p->serve->pools[0];
         r->passthrough = true;
         legs_pass(r, (uint32_t)(p->random++ % r->pool->n_workers));
@@ -570,7 +584,7 @@ static bool make_upstreams(struct proxy *p)
         o.host = s->workers[i].host;
         o.port = s->workers[i].port;
         o.tls = s->workers[i].tls ? s->upstream_tls : NULL;
-        o.connect_timeout_ms = s->set.connect_timeout_ms;
+        o.connect_timeout_ms = p->conf->set.connect_timeout_ms;
         p->upstreams[i] = http_upstream_new(p->client, &o);
         if (!p->upstreams[i])
             return false;
@@ -580,14 +594,14 @@ static bool make_upstreams(struct proxy *p)
 
 static bool listen_on(struct proxy *p, int fd, char *error)
 {
-    const struct serve_settings *set = &p->serve->set;
+    const struct serve_settings *set = &p->conf->set;
     struct http_server_options o;
     http_server_defaults(&o);
     o.host = set->listen_host;
     o.port = set->listen_port;
     o.fd = fd;
     o.reuse_port = true;
-    o.tls = p->serve->listen_tls;
+    o.tls = p->conf->listen_tls;
     o.max_connections = set->max_connections;
     o.max_body_bytes = set->max_body_bytes;
     o.max_buffered_bytes = set->max_buffered_bytes;
@@ -608,12 +622,13 @@ struct proxy *proxy_new(struct serve *serve, uv_loop_t *uv, struct http_loop *ht
     if (!p)
         return NULL;
     p->serve = serve;
+    p->conf = serve->live;
     p->uv = uv;
     p->http = http;
     p->random = uv_hrtime();
     http_timer_init(&p->watch, watch);
     http_timer_start(http, &p->watch, PROXY_WATCH_MS);
-    tokens_init(&p->tokens, serve->set.bytes_per_tok);
+    tokens_init(&p->tokens, serve->live->set.bytes_per_tok);
     p->reader = openai_reader_new();
     p->client = http_client_new(http);
     bool ok = p->reader && p->client && make_upstreams(p);

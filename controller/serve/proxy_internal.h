@@ -64,6 +64,7 @@ struct proxy_request {
 
 struct proxy {
     struct serve *serve;
+    const struct serve_live *conf; /* as of the last reload */
     uv_loop_t *uv;
     struct http_loop *http;
     struct http_server *server;

@@ -74,7 +74,7 @@ static void lost(struct leg *leg, const char *detail);
 static bool send_leg(struct leg *leg, uint32_t worker)
 {
     struct proxy_request *r = leg->request;
-    const struct serve_settings *set = &r->proxy->serve->set;
+    const struct serve_settings *set = &r->proxy->conf->set;
     const struct http_head *head = http_request_head(r->ex);
     leg->worker = worker;
     leg->losses = atomic_load(&worker_of(r, worker)->losses);
@@ -321,7 +321,7 @@ static void answer_part(struct proxy_request *r, const struct http_part *p)
     if (p->bytes && r->answer_silent) {
         r->answer_silent = r->can_restart = false;
         proxy_request_sent(r);
-        http_call_timeout(leg->call, r->proxy->serve->set.stall_timeout_ms);
+        http_call_timeout(leg->call, r->proxy->conf->set.stall_timeout_ms);
     }
     for (size_t i = 0; i < p->n; i++)
         answer_feed(&r->answer, p->data[i].s, p->data[i].len);

@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "controller/core/core.h"
 #include "controller/openai/handover.h"
@@ -24,6 +25,8 @@
 #define SERVE_MAX_POOL_MODELS 64u /* names (models and LoRA adapters) of one pool */
 #define SERVE_HOST_BYTES 256u
 #define SERVE_PATH_BYTES 1024u
+#define SERVE_DIGEST_BYTES 32u
+#define SERVE_MAX_ROUTES 64u
 
 struct serve_worker {
     char name
@@ -49,7 +52,7 @@ struct serve_pool {
     char models[SERVE_MAX_POOL_MODELS][SERVE_MODEL_BYTES];
 };
 
-/* All settings of the request path; defaults in serve_config.c's table. */
+/* All settings of the request path; defaults in config_keys.c. */
 struct serve_settings {
     char listen_host[SERVE_HOST_BYTES];
     uint16_t listen_port;
@@ -73,13 +76,47 @@ struct serve_settings {
                 [SERVE_HOST_BYTES]; /* paths that go to any worker of a pool as they are */
 };
 
+/* Deadlines and priority of one path. */
+struct serve_route {
+    char path[SERVE_HOST_BYTES];
+    int64_t slo_ttft_ps, slo_tpot_ps; /* PS_NEVER: none */
+    int32_t priority;
+};
+
+/* A tenant that the config knows. Others are equal, of weight 1. */
+struct serve_tenant {
+    char name[64];
+    uint64_t id; /* serve_tenant_id of its API key's SHA-256, or of its header's value */
+    bool by_key;
+    uint8_t digest[SERVE_DIGEST_BYTES]; /* SHA-256 of the API key, or of the header's value */
+    uint32_t weight;
+    int32_t priority;
+};
+
+static inline uint64_t serve_tenant_id(const uint8_t digest[SERVE_DIGEST_BYTES])
+{
+    uint64_t id;
+    memcpy(&id, digest, sizeof id);
+    return id | 1; /* 0: none */
+}
+
 struct http_tls;
 
-struct serve {
+/* What a reload replaces, as a whole; read-only. A thread takes the next one between two events. */
+struct serve_live {
     struct serve_settings set;
-    struct http_tls *listen_tls,
-        *upstream_tls;       /* NULL: plain; upstream_tls is there if a worker is https */
-    uv_rwlock_t models_lock; /* of the pools' models: the poller writes them */
+    struct serve_tenant *tenants; /* by id, ascending */
+    uint32_t n_tenants;
+    bool knows_keys, knows_values; /* tenants are known by API keys, by the header's values */
+    struct serve_route *routes;
+    uint32_t n_routes;
+    struct http_tls *listen_tls; /* NULL: plain */
+};
+
+struct serve {
+    struct serve_live *live;       /* of the first thread; the others have theirs (proxy.h) */
+    struct http_tls *upstream_tls; /* NULL: no worker is https */
+    uv_rwlock_t models_lock;       /* of the pools' models: the poller writes them */
     struct serve_pool *pools;
     uint32_t n_pools;
     struct serve_worker *workers;

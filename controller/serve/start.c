@@ -1,0 +1,191 @@
+/* start.c - see start.h. */
+#include "controller/serve/start.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "controller/http/http_tls.h"
+
+/* ---- what a reload replaces */
+
+static void *copy(const void *from, size_t n, size_t size)
+{
+    void *to = malloc(n * size + 1);
+    if (to && n)
+        memcpy(to, from, n * size);
+    return to;
+}
+
+struct serve_live *serve_live_new(const struct serve_config *c, char *error)
+{
+    struct serve_live *l = calloc(1, sizeof *l);
+    ytree_error(error, "out of memory");
+    if (!l)
+        return NULL;
+    l->set = c->set;
+    l->tenants = copy(c->tenants, c->n_tenants, sizeof *c->tenants);
+    l->n_tenants = c->n_tenants;
+    l->routes = copy(c->routes, c->n_routes, sizeof *c->routes);
+    l->n_routes = c->n_routes;
+    for (uint32_t i = 0; i < c->n_tenants; i++) {
+        l->knows_keys |= c->tenants[i].by_key;
+        l->knows_values |= !c->tenants[i].by_key;
+    }
+    bool ok = l->tenants && l->routes;
+    if (ok && c->set.tls_cert[0]) {
+        struct http_tls_options server = {.cert_file = c->set.tls_cert, .key_file = c->set.tls_key};
+        l->listen_tls = http_tls_server_new(&server, error, YTREE_ERROR_BYTES);
+        ok = l->listen_tls != NULL;
+    }
+    if (ok)
+        return l;
+    serve_live_free(l);
+    return NULL;
+}
+
+void serve_live_free(struct serve_live *l)
+{
+    if (!l)
+        return;
+    http_tls_free(l->listen_tls);
+    free(l->tenants);
+    free(l->routes);
+    free(l);
+}
+
+/* ---- pools and workers */
+
+void serve_worker_set(struct serve_worker *w, const struct config_worker *from)
+{
+    snprintf(w->name, sizeof w->name, "%s", from->name);
+    snprintf(w->host, sizeof w->host, "%s", from->host);
+    snprintf(w->engine_id, sizeof w->engine_id, "%s", from->engine_id);
+    snprintf(w->kv_address, sizeof w->kv_address, "%s", from->kv_address);
+    w->port = from->port;
+    w->tls = from->tls;
+    w->bootstrap_port = (uint16_t)from->bootstrap_port;
+    /* not up: the poller has not heard of it yet. What is not known limits nothing */
+    w->core = (struct core_worker_config){
+        .role = (enum worker_role)from->role,
+        .block_size = from->block_size,
+        .num_gpu_blocks = from->blocks ? from->blocks : ENGINE_MAX_BLOCKS / 16,
+        .max_num_seqs = from->max_num_seqs ? from->max_num_seqs : ENGINE_MAX_SEQS,
+        .max_num_batched_tokens =
+            from->max_num_batched_tokens ? from->max_num_batched_tokens : ENGINE_MAX_TOKENS,
+        .max_model_len = from->max_model_len};
+}
+
+struct core_config serve_core_config(const struct serve_config *c, const struct config_pool *p,
+                                     struct core_tenant *tenants)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < c->n_tenants; i++) {
+        if (c->tenants[i].weight != 1)
+            tenants[n++] = (struct core_tenant){c->tenants[i].id, c->tenants[i].weight};
+    }
+    return (struct core_config){.policy = p->policy,
+                                .policy_param = p->policy_param,
+                                .seed = c->seed,
+                                .queue_max_requests = p->queue_max_requests,
+                                .queue_max_bytes = p->queue_max_bytes,
+                                .queue_timeout_ps = p->queue_timeout_ps,
+                                .drop_late = p->drop_late,
+                                .fair_quantum_tok = p->fair_quantum_tok,
+                                .tenants = tenants,
+                                .n_tenants = n,
+                                .max_inflight_per_worker = p->max_inflight_per_worker,
+                                .max_retries = p->max_retries,
+                                .retry_partial = p->retry_partial,
+                                .retry = p->retry,
+                                .health = p->health,
+                                .destination_first = p->dialect && p->dialect->at_once,
+                                .max_requests = 1 << 20};
+}
+
+static int make_hub(struct serve_pool *to, const struct serve_config *c,
+                    const struct config_pool *from, const struct serve_worker *workers, char *error)
+{
+    const char *why = "out of memory";
+    struct core_tenant *tenants = calloc(CORE_MAX_TENANTS, sizeof *tenants);
+    struct core_worker_config *core = calloc(from->n_workers, sizeof *core);
+    if (tenants && core) {
+        struct core_config cc = serve_core_config(c, from, tenants);
+        for (uint32_t i = 0; i < from->n_workers; i++)
+            core[i] = workers[i].core;
+        cc.workers = core;
+        cc.n_workers = from->n_workers;
+        to->hub = hub_new(&cc, &why);
+    }
+    free(core);
+    free(tenants);
+    if (to->hub)
+        return WEIR_OK;
+    ytree_error(error, "pool %.100s: %s", from->name, why);
+    return WEIR_E_INPUT;
+}
+
+static int make_pool(struct serve *s, uint32_t index, const struct serve_config *c,
+                     const struct config_pool *from, char *error)
+{
+    struct serve_pool *p = &s->pools[index];
+    snprintf(p->name, sizeof p->name, "%s", from->name);
+    p->dialect = from->dialect;
+    p->first_worker = s->n_workers;
+    p->n_workers = from->n_workers;
+    p->n_models = from->n_models;
+    memcpy(p->models, from->models, sizeof p->models);
+    for (uint32_t i = 0; i < p->n_workers; i++) {
+        struct serve_worker *w = &s->workers[s->n_workers++];
+        serve_worker_set(w, &from->workers[i]);
+        w->pool = index;
+        w->index = i;
+    }
+    return make_hub(p, c, from, &s->workers[p->first_worker], error);
+}
+
+static int make_upstream_tls(struct serve *s, const struct serve_config *c, char *error)
+{
+    const char *ca = c->set.upstream_ca;
+    struct http_tls_options client = {.ca_file = ca[0] ? ca : NULL};
+    bool any = ca[0];
+    for (uint32_t i = 0; i < s->n_workers; i++)
+        any |= s->workers[i].tls;
+    if (any)
+        s->upstream_tls = http_tls_client_new(&client, error, YTREE_ERROR_BYTES);
+    return any && !s->upstream_tls ? WEIR_E_INPUT : WEIR_OK;
+}
+
+int serve_init(struct serve *s, const struct serve_config *c, char *error)
+{
+    uint32_t total = 0;
+    int rc = WEIR_OK;
+    for (uint32_t i = 0; i < c->n_pools; i++)
+        total += c->pools[i].n_workers;
+    ytree_error(error, "out of memory");
+    if (uv_rwlock_init(&s->models_lock))
+        return WEIR_E_NOMEM;
+    s->pools = calloc(c->n_pools, sizeof *s->pools);
+    s->workers = calloc(total, sizeof *s->workers);
+    if (!s->pools || !s->workers)
+        return WEIR_E_NOMEM;
+    for (uint32_t i = 0; !rc && i < c->n_pools; i++) {
+        s->n_pools++;
+        rc = make_pool(s, i, c, &c->pools[i], error);
+    }
+    if (!rc)
+        rc = make_upstream_tls(s, c, error);
+    if (!rc && !(s->live = serve_live_new(c, error)))
+        rc = WEIR_E_INPUT;
+    return rc;
+}
+
+void serve_deinit(struct serve *s)
+{
+    for (uint32_t i = 0; i < s->n_pools; i++)
+        hub_free(s->pools[i].hub);
+    http_tls_free(s->upstream_tls);
+    serve_live_free(s->live);
+    uv_rwlock_destroy(&s->models_lock);
+    free(s->pools);
+    free(s->workers);
+}
