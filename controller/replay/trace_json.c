@@ -517,8 +517,8 @@ static const char *scan_comma(const char *p)
 }
 
 /* The numbers behind the one at p, of `digits` digits and followed by what separates them, as long as each is the one
- * before and 1 and no digit but the last changes: then its text is known. Chains their keys, and returns where the first other
- * number begins. */
+ * before and 1 and only its last two digits change: then its text is known. Chains their keys, and returns where the first
+ * other number begins. */
 __attribute__((always_inline)) static inline const char *
 scan_run(const char *p, const char *end, size_t digits, int step, uint64_t id, uint64_t **out)
 {
@@ -530,7 +530,13 @@ scan_run(const char *p, const char *end, size_t digits, int step, uint64_t id, u
     uint64_t one = UINT64_C(1) << (drop + 8 * ((unsigned)digits - 1));
     memcpy(&text, p, 8);
     want = (text << drop) + one;
-    for (int left = '9' - next[-1 - step]; left && end - next >= 8; left--) {
+    for (int left = '9' - next[-1 - step]; end - next >= 8; left--) {
+        if (!left) { /* 19, 20 */
+            if (digits < 2 || next[-2 - step] == '9')
+                break;
+            want += (one >> 8) - 10 * one;
+            left = 10;
+        }
         memcpy(&text, next, 8);
         if (text << drop != want)
             break;

@@ -6,6 +6,7 @@
 
 #include <cmocka.h>
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -89,6 +90,45 @@ static void mooncake(void **state)
         assert_int_equal(row[3].session, 0);
         assert_false(row[3].follows);
         assert_true(row[3].recorded_ttft_ms < 0);
+    }
+}
+
+/* Ids that count up are read by their text: over every kind of carry, with steps missing, and next to what looks alike,
+ * the keys are those of the numbers. */
+static void mooncake_ids_that_count_up(void **state)
+{
+    (void)state;
+    static const uint64_t from[] = {0,   7,     8,      9,      17,      95,       197,       989,
+                                    996, 99990, 123456, 999990, 9999985, 99999992, 1234567890};
+    for (size_t k = 0; k < sizeof from / sizeof *from; k++) {
+        for (unsigned variant = 0; variant < 8; variant++) {
+            const char *comma = variant & 1 ? ", " : ",";
+            uint64_t ids[30], id = from[k], want = 0;
+            char text[1024];
+            int n = snprintf(text, sizeof text,
+                             "{\"timestamp\": 0, \"input_length\": %u, \"output_length\": 1, "
+                             "\"hash_ids\":%s[",
+                             30 * 512, variant & 1 ? " " : "");
+            for (unsigned i = 0; i < 30; i++) {
+                ids[i] = id;
+                n += snprintf(text + n, sizeof text - (size_t)n, "%s%" PRIu64, i ? comma : "", id);
+                id += variant >= 4 && i % 7 == 3 ? 10 : variant >= 2 && i % 5 == 4 ? 2 : 1;
+            }
+            n += snprintf(text + n, sizeof text - (size_t)n, "]}\n");
+            for (int slow = 0; slow < 2; slow++) {
+                struct trace_options o = {.no_fast_path = slow};
+                struct trace *t = open_text(text, &o);
+                struct trace_request q;
+                assert_int_equal(trace_next(t, &q), 1);
+                assert_int_equal(q.n_keys, 30);
+                want = 0;
+                for (unsigned i = 0; i < 30; i++) {
+                    want = request_chain_key(want, ids[i]);
+                    assert_int_equal(q.keys[i], want);
+                }
+                trace_close(t);
+            }
+        }
     }
 }
 
@@ -808,6 +848,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(mooncake),
+        cmocka_unit_test(mooncake_ids_that_count_up),
         cmocka_unit_test(mooncake_optional_fields),
         cmocka_unit_test(output_token_ids),
         cmocka_unit_test(azure),
