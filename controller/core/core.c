@@ -77,6 +77,8 @@ static const char *config_fault(const struct core_config *c)
         return "queue_timeout_ps must be above 0 (PS_NEVER: no limit)";
     if (c->retry.percent > 100 || c->retry.floor_per_s > CORE_MAX_REQUESTS)
         return "the retry budget must be at most 100 percent and 16777216 a second";
+    if (c->n_workers > CORE_MAX_WORKERS || c->spare_workers > CORE_MAX_WORKERS)
+        return "n_workers must be 1 to 16384, with spare_workers";
     return NULL;
 }
 
@@ -126,14 +128,15 @@ static int init_parts(struct core *c, const struct core_config *cc, const char *
     return rc;
 }
 
-/* Of all workers; 0: they differ. */
-static uint32_t common_block_size(const struct fleet *f)
+/* cc with its spare workers behind the others, for the parts, which count them all. NULL: out of memory. */
+static struct core_worker_config *with_spare(const struct core_config *cc)
 {
-    for (uint32_t w = 1; w < f->n; w++) {
-        if (f->config[w].block_size != f->config[0].block_size)
-            return 0;
-    }
-    return f->config[0].block_size;
+    struct core_worker_config *all = NULL;
+    if (cc->workers && cc->n_workers <= CORE_MAX_WORKERS && cc->spare_workers <= CORE_MAX_WORKERS)
+        all = calloc((size_t)cc->n_workers + cc->spare_workers + 1, sizeof *all);
+    if (all)
+        memcpy(all, cc->workers, cc->n_workers * sizeof *all);
+    return all;
 }
 
 struct core *core_new(const struct core_config *cc, const char **why)
@@ -154,12 +157,18 @@ struct core *core_new(const struct core_config *cc, const char **why)
     hold_queue_init(&c->decode);
     hold_queue_init(&c->again);
     retry_budget_init(&c->budget, cc->retry.budget, cc->retry.percent, cc->retry.floor_per_s);
-    if (init_parts(c, cc, why)) {
+    struct core_worker_config *all = with_spare(cc);
+    struct core_config full = *cc;
+    full.workers = all;
+    full.n_workers += cc->spare_workers;
+    int rc = cc->workers && !all ? WEIR_E_NOMEM : init_parts(c, &full, why);
+    free(all);
+    if (rc) {
         free(c);
         return NULL;
     }
     c->view = (struct policy_view){.n_workers = c->fleet.n,
-                                   .block_size = common_block_size(&c->fleet),
+                                   .block_size = fleet_block_size(&c->fleet),
                                    .config = c->fleet.config,
                                    .inflight = c->fleet.inflight,
                                    .prefilling = c->fleet.prefilling,
@@ -212,6 +221,7 @@ void core_get_worker(const struct core *c, uint32_t worker, struct core_worker_s
     *out = (struct core_worker_state){
         .up = w->up,
         .draining = w->draining,
+        .vacant = w->vacant,
         .used = w->up && !w->draining &&
                 (h->state == CORE_HEALTH_PROBING || health_trusts(&c->fleet.health, worker)),
         .health = h->state,
@@ -892,7 +902,7 @@ static int on_failed(struct core *c, struct request *q, const struct core_event 
     if (partial && !c->config.retry_partial) {
         over(c, q, q->streamed_tok, false);
         reject(c, ev->request, CORE_REASON_PARTIAL);
-    } else if (q->attempt == c->config.max_retries) {
+    } else if (q->attempt >= c->config.max_retries) {
         over(c, q, q->streamed_tok, false);
         reject(c, ev->request, CORE_REASON_RETRIES);
     } else {
@@ -938,12 +948,38 @@ static int on_telemetry(struct core *c, const struct core_event *ev)
     return 0;
 }
 
+static int on_added(struct core *c, const struct core_event *ev)
+{
+    if (!c->fleet.workers[ev->worker].vacant || !ev->added || fleet_worker_fault(ev->added))
+        return WEIR_E_INVALID;
+    fleet_add(&c->fleet, ev->worker, ev->added);
+    c->view.block_size = fleet_block_size(&c->fleet);
+    return 0;
+}
+
+static int on_gone(struct core *c, uint32_t w)
+{
+    const struct fleet_worker *k = &c->fleet.workers[w];
+    if (k->vacant || (k->up && !k->draining) || c->fleet.inflight[w])
+        return WEIR_E_INVALID;
+    if (c->policy->worker_down)
+        c->policy->worker_down(c->policy_state, w);
+    fleet_vacate(&c->fleet, w);
+    c->view.block_size = fleet_block_size(&c->fleet);
+    forsake(c, &c->decode);
+    forsake(c, &c->again);
+    forsake(c, &c->admit);
+    return 0;
+}
+
 static int on_worker(struct core *c, const struct core_event *ev)
 {
     uint32_t w = ev->worker;
-    if (w >= c->fleet.n)
+    if (w >= c->fleet.n || (c->fleet.workers[w].vacant && ev->kind != CORE_EV_WORKER_ADDED))
         return WEIR_E_INVALID;
     switch (ev->kind) {
+    case CORE_EV_WORKER_ADDED: return on_added(c, ev);
+    case CORE_EV_WORKER_GONE: return on_gone(c, w);
     case CORE_EV_WORKER_UP: (void)fleet_up(&c->fleet, w); break;
     case CORE_EV_WORKER_DOWN:
         if (fleet_down(&c->fleet, w) && c->policy->worker_down)
@@ -978,6 +1014,8 @@ static int handle(struct core *c, const struct core_event *ev)
     case CORE_EV_WORKER_UP:
     case CORE_EV_WORKER_DOWN:
     case CORE_EV_WORKER_DRAIN:
+    case CORE_EV_WORKER_ADDED:
+    case CORE_EV_WORKER_GONE:
     case CORE_EV_TELEMETRY:
     case CORE_EV_CACHE: return on_worker(c, ev);
     case CORE_EV_TIMER: return 0;
@@ -1005,5 +1043,25 @@ int core_event(struct core *c, const struct core_event *ev)
         release(c);
         retry_waiting(c);
     }
+    return 0;
+}
+
+int core_reconfigure(struct core *c, const struct core_config *to, const char **why)
+{
+    *why = config_fault(to);
+    if (*why)
+        return WEIR_E_INVALID;
+    int rc = fair_reweigh(&c->fair, to, why);
+    if (rc)
+        return rc;
+    c->config.queue_max_requests = to->queue_max_requests;
+    c->config.queue_max_bytes = to->queue_max_bytes;
+    c->config.queue_timeout_ps = to->queue_timeout_ps;
+    c->config.drop_late = to->drop_late;
+    c->config.max_inflight_per_worker = to->max_inflight_per_worker;
+    c->config.max_retries = to->max_retries;
+    c->config.retry_partial = to->retry_partial;
+    fleet_limit(&c->fleet, to->max_inflight_per_worker);
+    release(c); /* the limit may have been raised */
     return 0;
 }

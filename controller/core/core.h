@@ -99,6 +99,10 @@ enum core_event_kind {
     CORE_EV_WORKER_UP, /* (worker) may take requests (again); role and config as given at core_new */
     CORE_EV_WORKER_DOWN, /* (worker) its requests come back as CORE_EV_FAILED, one by one, before or after */
     CORE_EV_WORKER_DRAIN, /* (worker) no new requests until it comes up again; running ones end */
+    CORE_EV_WORKER_ADDED, /* (worker, added) into a place that nobody has: a spare one, or one that is GONE. From then
+                             on it is like any other; up as added->up says */
+    CORE_EV_WORKER_GONE, /* (worker) for good: it is down or draining, and nothing is in flight there (core_get_worker);
+                            its place is free. It loses what else was known of it */
     CORE_EV_TELEMETRY, /* (worker, telemetry) older than the last one, or of a worker that is down: ignored */
     CORE_EV_CACHE, /* (worker, cache) of a worker that is down: ignored */
     CORE_EV_TIMER, /* () now_ps reached core_next_timer_ps() */
@@ -117,6 +121,7 @@ struct core_event {
         const struct core_request *req;
         const struct core_telemetry *telemetry;
         const struct core_cache_event *cache;
+        const struct core_worker_config *added; /* copied */
     };
 };
 
@@ -194,6 +199,7 @@ struct core_config {
     uint64_t seed;
     uint32_t n_workers;
     const struct core_worker_config *workers; /* copied */
+    uint32_t spare_workers;      /* places for CORE_EV_WORKER_ADDED: numbers n_workers and on */
     uint32_t queue_max_requests; /* admission queue; at the limit: CORE_REASON_QUEUE_FULL */
     uint64_t queue_max_bytes;    /* of their bodies; 0: no limit. As above */
     int64_t queue_timeout_ps;
@@ -227,6 +233,11 @@ void core_free(struct core *c);
  * are unread. Either way nothing has changed. */
 WEIR_NODISCARD int core_event(struct core *c, const struct core_event *ev);
 bool core_next(struct core *c, struct core_command *out);
+
+/* Takes over from c what can change while requests are in flight: queue_max_requests, queue_max_bytes,
+ * queue_timeout_ps (for waits that begin), drop_late, max_inflight_per_worker, max_retries, retry_partial, tenants.
+ * Commands may follow, as from core_event. 0, WEIR_E_INVALID with *why, or WEIR_E_NOMEM: nothing has changed. */
+WEIR_NODISCARD int core_reconfigure(struct core *c, const struct core_config *to, const char **why);
 
 /* When the core wants a CORE_EV_TIMER; PS_NEVER: not at all. */
 int64_t core_next_timer_ps(const struct core *c);
@@ -273,7 +284,8 @@ const char *core_health_cause_name(enum core_health_cause c);
 /* What the core makes of a worker. */
 struct core_worker_state {
     bool up, draining;
-    bool used; /* gets requests: up, not draining, and OK, probing or in a panic */
+    bool vacant; /* a place that nobody has */
+    bool used;   /* gets requests: up, not draining, and OK, probing or in a panic */
     enum core_health health;
     enum core_health_cause cause; /* of the last ejection */
     int64_t until_ps;             /* ejected: until then; else 0 */
@@ -281,7 +293,7 @@ struct core_worker_state {
     uint32_t share;               /* in slow start: per mille of the others' load; else 1000 */
     uint32_t inflight;
 };
-/* worker is below n_workers. */
+/* worker is below n_workers + spare_workers. */
 void core_get_worker(const struct core *c, uint32_t worker, struct core_worker_state *out);
 
 #endif

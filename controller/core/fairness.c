@@ -139,6 +139,26 @@ static uint32_t weight_of(const struct fair *f, uint64_t tenant)
     return found ? found->weight : 1;
 }
 
+int fair_reweigh(struct fair *f, const struct core_config *c, const char **why)
+{
+    *why = config_fault(c);
+    if (*why)
+        return WEIR_E_INVALID;
+    *why = "out of memory";
+    struct core_tenant *tenants = calloc(c->n_tenants + 1, sizeof *tenants);
+    if (!tenants)
+        return WEIR_E_NOMEM;
+    *why = NULL;
+    free(f->tenants);
+    f->tenants = tenants;
+    f->n_tenants = c->n_tenants;
+    MEM_COPY(f->tenants, c->tenants, c->n_tenants);
+    qsort(f->tenants, f->n_tenants, sizeof *f->tenants, by_id);
+    for (uint32_t i = 1; i < f->n_flows; i++)
+        f->flows[i].weight = weight_of(f, f->flows[i].tenant);
+    return 0;
+}
+
 /* Flows with nothing waiting, in the order in which they became so. */
 static void idle_push(struct fair *f, uint32_t i)
 {

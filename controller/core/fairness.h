@@ -91,6 +91,9 @@ struct fair_ticket {
 WEIR_NODISCARD int fair_init(struct fair *f, const struct core_config *c, const char **why);
 void fair_deinit(struct fair *f);
 
+/* Other weights, from now on. As fair_init; on failure nothing has changed. */
+WEIR_NODISCARD int fair_reweigh(struct fair *f, const struct core_config *c, const char **why);
+
 /* What a request is expected to cost, if uncached_tok of its prompt have to be computed. */
 uint64_t fair_cost(const struct fair *f, const struct core_request *r, uint32_t uncached_tok);
 

@@ -13,16 +13,25 @@ static uint64_t capacity_tok(const struct core_worker_config *c)
     return tok < kv ? tok : kv;
 }
 
+const char *fleet_worker_fault(const struct core_worker_config *c)
+{
+    if ((unsigned)c->role > ROLE_DECODE)
+        return "a worker's role must be both, prefill or decode";
+    if (!c->block_size)
+        return "a worker's block_size must be at least 1";
+    return NULL;
+}
+
 static const char *config_fault(const struct core_config *c)
 {
     bool role[FLEET_ROLES] = {false};
-    if (!c->n_workers || c->n_workers > CORE_MAX_WORKERS || !c->workers)
-        return "n_workers must be 1 to 16384";
-    for (uint32_t w = 0; w < c->n_workers; w++) {
-        if ((unsigned)c->workers[w].role > ROLE_DECODE)
-            return "a worker's role must be both, prefill or decode";
-        if (!c->workers[w].block_size)
-            return "a worker's block_size must be at least 1";
+    uint32_t n = c->n_workers - c->spare_workers;
+    if (!n || c->n_workers > CORE_MAX_WORKERS || !c->workers)
+        return "n_workers must be 1 to 16384, with spare_workers";
+    for (uint32_t w = 0; w < n; w++) {
+        const char *why = fleet_worker_fault(&c->workers[w]);
+        if (why)
+            return why;
         role[c->workers[w].role] = true;
     }
     if (!role[ROLE_BOTH] && !(role[ROLE_PREFILL] && role[ROLE_DECODE]))
@@ -82,6 +91,22 @@ static void measure_reach(struct fleet *f)
 
 static void reopen(struct fleet *f, uint32_t w);
 
+/* As its config says. */
+static void take_place(struct fleet *f, uint32_t w)
+{
+    struct fleet_worker *k = &f->workers[w];
+    k->up = f->config[w].up;
+    k->draining = k->vacant = false;
+    k->capacity_tok = capacity_tok(&f->config[w]);
+    f->block_tok[w] = f->config[w].block_size;
+    if (f->knows == POLICY_PREFIX_DISPATCH && f->block_tok[w] < f->min_block_tok)
+        f->block_tok[w] = f->min_block_tok;
+    add_size(f, f->block_tok[w]);
+    if (k->capacity_tok < f->smallest_tok)
+        f->smallest_tok = k->capacity_tok;
+    reopen(f, w);
+}
+
 static int init_health(struct fleet *f, const struct core_config *c, const char **why)
 {
     int rc = health_init(&f->health, c, why);
@@ -112,17 +137,13 @@ int fleet_init(struct fleet *f, const struct core_config *c, const struct policy
     if (rc)
         return rc;
     memcpy(f->config, c->workers, f->n * sizeof *f->config);
+    f->min_block_tok = policy->prefix_min_block_tok;
     for (uint32_t w = 0; w < f->n; w++) {
-        f->workers[w] = (struct fleet_worker){.up = f->config[w].up,
-                                              .capacity_tok = capacity_tok(&f->config[w])};
         f->telemetry[w].at_ps = -1;
-        f->block_tok[w] = f->config[w].block_size;
-        if (f->knows == POLICY_PREFIX_DISPATCH && f->block_tok[w] < policy->prefix_min_block_tok)
-            f->block_tok[w] = policy->prefix_min_block_tok;
-        add_size(f, f->block_tok[w]);
-        if (f->workers[w].capacity_tok < f->smallest_tok)
-            f->smallest_tok = f->workers[w].capacity_tok;
-        reopen(f, w);
+        if (w < f->n - c->spare_workers)
+            take_place(f, w);
+        else
+            f->workers[w] = (struct fleet_worker){.draining = true, .vacant = true};
     }
     measure_reach(f);
     return 0;
@@ -224,6 +245,54 @@ static void changed(struct fleet *f, uint32_t w)
     reopen(f, w);
     follow_health(f);
     measure_reach(f);
+}
+
+void fleet_add(struct fleet *f, uint32_t w, const struct core_worker_config *c)
+{
+    f->config[w] = *c;
+    health_new(&f->health, w, c->role);
+    take_place(f, w);
+    if (c->up)
+        health_up(&f->health, w);
+    changed(f, w);
+}
+
+void fleet_vacate(struct fleet *f, uint32_t w)
+{
+    (void)fleet_drain(f, w);
+    (void)fleet_down(f, w);
+    f->workers[w].vacant = true;
+    f->workers[w].capacity_tok = 0;
+    f->n_sizes = 0;
+    f->smallest_tok = UINT64_MAX;
+    for (uint32_t i = 0; i < f->n; i++) {
+        if (f->workers[i].vacant)
+            continue;
+        add_size(f, f->block_tok[i]);
+        if (f->workers[i].capacity_tok < f->smallest_tok)
+            f->smallest_tok = f->workers[i].capacity_tok;
+    }
+    measure_reach(f);
+}
+
+void fleet_limit(struct fleet *f, uint32_t max_inflight)
+{
+    f->max_inflight = max_inflight;
+    for (uint32_t w = 0; w < f->n; w++)
+        reopen(f, w);
+}
+
+uint32_t fleet_block_size(const struct fleet *f)
+{
+    uint32_t size = 0;
+    for (uint32_t w = 0; w < f->n; w++) {
+        if (f->workers[w].vacant)
+            continue;
+        if (size && f->config[w].block_size != size)
+            return 0;
+        size = f->config[w].block_size;
+    }
+    return size;
 }
 
 void fleet_tick(struct fleet *f, int64_t now_ps)

@@ -18,9 +18,9 @@
 #define FLEET_ROLES (ROLE_DECODE + 1)
 
 struct fleet_worker {
-    bool up, draining;
-    uint64_t capacity_tok; /* prompt and answer of one request, at most */
-    uint32_t life;         /* how many times it went down */
+    bool up, draining, vacant; /* vacant: nobody has this place; draining, too */
+    uint64_t capacity_tok;     /* prompt and answer of one request, at most */
+    uint32_t life;             /* how many times it went down */
 };
 
 /* Tokens that the largest worker of each role takes; 0: there is none. */
@@ -52,6 +52,7 @@ struct fleet {
 
     enum policy_prefix knows;   /* prefixes from where */
     struct prefix_index *index; /* NULL: knows is POLICY_PREFIX_NONE */
+    uint32_t min_block_tok;     /* of the policy */
     uint32_t *block_tok;        /* by worker: size of the blocks that the index has of it */
     uint32_t *sizes, n_sizes;   /* those that there are */
     uint32_t *cached_tok;       /* by worker, of the request asked for; else 0 */
@@ -59,7 +60,8 @@ struct fleet {
     uint32_t *scratch; /* for policies */
 };
 
-/* 0, WEIR_E_NOMEM, or WEIR_E_INVALID with *why. On failure there is nothing to deinit. */
+/* c's workers are followed by its spare ones, which n_workers counts here. 0, WEIR_E_NOMEM, or WEIR_E_INVALID with
+ * *why. On failure there is nothing to deinit. */
 WEIR_NODISCARD int fleet_init(struct fleet *f, const struct core_config *c,
                               const struct policy_ops *policy, const char **why);
 void fleet_deinit(struct fleet *f);
@@ -69,6 +71,16 @@ bool fleet_up(struct fleet *f, uint32_t w);
 bool fleet_down(struct fleet *f,
                 uint32_t w); /* forgets its telemetry and prefixes, keeps the books */
 bool fleet_drain(struct fleet *f, uint32_t w);
+
+/* A worker into a vacant place; one leaves its place, with nothing in flight there. */
+void fleet_add(struct fleet *f, uint32_t w, const struct core_worker_config *c);
+void fleet_vacate(struct fleet *f, uint32_t w);
+/* What is wrong with a worker's config; NULL: nothing. */
+const char *fleet_worker_fault(const struct core_worker_config *c);
+/* As core_config.max_inflight_per_worker. */
+void fleet_limit(struct fleet *f, uint32_t max_inflight);
+/* Of all workers; 0: they differ, or there are none. */
+uint32_t fleet_block_size(const struct fleet *f);
 
 /* Time passes: ejected workers come back, outliers are ejected. Before anything else of an event. */
 void fleet_tick(struct fleet *f, int64_t now_ps);

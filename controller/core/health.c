@@ -149,6 +149,11 @@ void health_up(struct health *h, uint32_t w)
     recover(h, k); /* not sick before either: health_gone */
 }
 
+void health_new(struct health *h, uint32_t w, enum worker_role role)
+{
+    h->workers[w] = (struct health_worker){.role = role};
+}
+
 void health_gone(struct health *h, uint32_t w)
 {
     struct health_worker *k = &h->workers[w];

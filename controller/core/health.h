@@ -101,6 +101,8 @@ static inline int64_t health_next_ps(const struct health *h)
 
 /* w comes up, or is no longer to get requests: down, or draining. */
 void health_up(struct health *h, uint32_t w);
+/* Another worker has w's place, which is not ready: nothing is known of it. */
+void health_new(struct health *h, uint32_t w, enum worker_role role);
 void health_gone(struct health *h, uint32_t w);
 
 /* A request ended there: well, with its first token latency_ps after it was sent (0: not known) and

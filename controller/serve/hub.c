@@ -335,6 +335,23 @@ void hub_worker(struct hub_loop *l, uint32_t worker, enum core_event_kind kind)
     worker_event(l, (struct core_event){.kind = kind, .worker = worker});
 }
 
+void hub_worker_added(struct hub_loop *l, uint32_t worker, const struct core_worker_config *c)
+{
+    worker_event(l,
+                 (struct core_event){.kind = CORE_EV_WORKER_ADDED, .worker = worker, .added = c});
+}
+
+int hub_reconfigure(struct hub_loop *l, const struct core_config *to, const char **why)
+{
+    struct hub *h = l->hub;
+    uv_mutex_lock(&h->lock);
+    int rc = core_reconfigure(h->core, to, why);
+    sort_commands(h, l);
+    uv_mutex_unlock(&h->lock);
+    deliver_mine(l);
+    return rc;
+}
+
 void hub_telemetry(struct hub_loop *l, uint32_t worker, const struct core_telemetry *t)
 {
     worker_event(l,

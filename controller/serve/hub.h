@@ -70,6 +70,11 @@ uint32_t hub_needs(const struct hub *h);
 /* ---- events of workers, from any loop */
 
 void hub_worker(struct hub_loop *l, uint32_t worker, enum core_event_kind up_down_or_drain);
+/* A worker into a place that is vacant: CORE_EV_WORKER_ADDED. */
+void hub_worker_added(struct hub_loop *l, uint32_t worker, const struct core_worker_config *c);
+/* As core_reconfigure, from any loop. */
+WEIR_NODISCARD int hub_reconfigure(struct hub_loop *l, const struct core_config *to,
+                                   const char **why);
 void hub_telemetry(struct hub_loop *l, uint32_t worker, const struct core_telemetry *t);
 void hub_cache(struct hub_loop *l, uint32_t worker, const struct core_cache_event *ev);
 

@@ -1481,6 +1481,116 @@ static void test_drain(void **unused)
 
 /* A worker that died: nothing is known of its load and cache any more; its requests stay in the books until they
  * are told to be lost, and the policy hears once. */
+static int add(struct bed *b, uint32_t w, const struct core_worker_config *c)
+{
+    return tell(b, (struct core_event){.kind = CORE_EV_WORKER_ADDED, .worker = w, .added = c});
+}
+
+/* A worker in a spare place is like any other; one leaves only with nothing in flight; its place is used again, and nothing
+ * of the former one is left there. */
+static void test_workers_come_and_go(void **unused)
+{
+    struct bed b;
+    struct core_worker_config c = {.role = ROLE_BOTH, .block_size = 32, .max_model_len = 5000};
+    struct core_worker_state state;
+    struct core_request large = request_of(4000);
+    (void)unused;
+    lay(&b, "b");
+    b.config.spare_workers = 2;
+    start(&b);
+    core_get_worker(b.core, 1, &state);
+    assert_true(state.vacant && !state.up);
+    arrive_with(&b, 0, &large);
+    expect_reject(&b, 0, CORE_REASON_TOO_LARGE);
+    /* a vacant place takes no other event */
+    assert_int_equal(say(&b, CORE_EV_WORKER_UP, 0, 1), WEIR_E_INVALID);
+    assert_int_equal(say(&b, CORE_EV_WORKER_DOWN, 0, 1), WEIR_E_INVALID);
+    assert_int_equal(say(&b, CORE_EV_WORKER_GONE, 0, 1), WEIR_E_INVALID);
+    assert_int_equal(add(&b, 0, &c), WEIR_E_INVALID); /* taken */
+    assert_int_equal(add(&b, 3, &c), WEIR_E_INVALID); /* no such place */
+    assert_int_equal(add(&b, 1, NULL), WEIR_E_INVALID);
+    assert_int_equal(add(&b, 1, &(struct core_worker_config){.role = ROLE_BOTH}), WEIR_E_INVALID);
+    assert_int_equal(add(&b, 1, &c), 0);
+    arrive_with(&b, 0, &large); /* waits: it may come up */
+    expect_hold(&b, 0);
+    worker(&b, CORE_EV_WORKER_UP, 1);
+    expect(&b, CORE_CMD_DISPATCH, 0, 1);
+    assert_int_equal(seen.view.block_size, 0); /* they differ now */
+    assert_int_equal(say(&b, CORE_EV_WORKER_GONE, 0, 1), WEIR_E_INVALID);
+    worker(&b, CORE_EV_WORKER_DRAIN, 1);
+    assert_int_equal(say(&b, CORE_EV_WORKER_GONE, 0, 1), WEIR_E_INVALID); /* one in flight */
+    assert_int_equal(say(&b, CORE_EV_DONE, 0, 1), 0);
+    worker(&b, CORE_EV_WORKER_GONE, 1);
+    core_get_worker(b.core, 1, &state);
+    assert_true(state.vacant);
+    arrive_with(&b, 0, &large);
+    expect_reject(&b, 0, CORE_REASON_TOO_LARGE);
+    c.up = true;
+    assert_int_equal(add(&b, 1, &c), 0);
+    worker(&b, CORE_EV_WORKER_DOWN, 0);
+    worker(&b, CORE_EV_WORKER_GONE, 0); /* one that the fleet began with */
+    arrive(&b, 0);
+    expect(&b, CORE_CMD_DISPATCH, 0, 1);
+    assert_int_equal(seen.view.block_size, 32);
+    clear(&b);
+}
+
+/* The last one that could have served them leaves: those who wait are told. */
+static void test_nobody_waits_for_one_who_left(void **unused)
+{
+    struct bed b;
+    (void)unused;
+    lay(&b, "B");
+    b.config.spare_workers = 1;
+    start(&b);
+    arrive(&b, 0);
+    expect_hold(&b, 0);
+    worker(&b, CORE_EV_WORKER_GONE, 0);
+    expect_reject(&b, 0, CORE_REASON_NO_WORKER);
+    clear(&b);
+}
+
+static void test_reconfigure(void **unused)
+{
+    struct bed b;
+    const char *why;
+    struct core_tenant tenants[] = {{7, 0}};
+    struct core_config to;
+    (void)unused;
+    lay(&b, "b");
+    b.config.max_inflight_per_worker = 1;
+    b.config.queue_max_requests = 2;
+    start(&b);
+    to = b.config;
+    arrive(&b, 0);
+    expect(&b, CORE_CMD_DISPATCH, 0, 0);
+    arrive(&b, 1);
+    expect_hold(&b, 1);
+    arrive(&b, 2);
+    expect_hold(&b, 2);
+    to.tenants = tenants;
+    to.n_tenants = 1;
+    assert_int_equal(core_reconfigure(b.core, &to, &why), WEIR_E_INVALID);
+    assert_string_equal(why, "a tenant's weight must be 1 to 1000");
+    tenants[0].weight = 5;
+    to.queue_timeout_ps = 0;
+    assert_int_equal(core_reconfigure(b.core, &to, &why), WEIR_E_INVALID);
+    to.queue_timeout_ps = PS_NEVER;
+    to.max_inflight_per_worker = 2; /* raised: one of those who wait goes */
+    to.queue_max_requests = 1;
+    assert_int_equal(core_reconfigure(b.core, &to, &why), 0);
+    expect(&b, CORE_CMD_DISPATCH, 1, 0);
+    arrive(&b, 3);
+    expect_reject(&b, 3, CORE_REASON_QUEUE_FULL);
+    to.max_inflight_per_worker = 1; /* lowered below what is in flight: no more until it fits */
+    assert_int_equal(core_reconfigure(b.core, &to, &why), 0);
+    assert_int_equal(say(&b, CORE_EV_DONE, 0, 0), 0);
+    expect_nothing(&b);
+    assert_int_equal(say(&b, CORE_EV_DONE, 1, 0), 0);
+    expect(&b, CORE_CMD_DISPATCH, 2, 0);
+    clear(&b);
+}
+
 static void test_down(void **unused)
 {
     struct bed b;
@@ -1634,6 +1744,9 @@ int main(void)
         cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_drain),
         cmocka_unit_test(test_down),
+        cmocka_unit_test(test_workers_come_and_go),
+        cmocka_unit_test(test_nobody_waits_for_one_who_left),
+        cmocka_unit_test(test_reconfigure),
         cmocka_unit_test(test_guessed_prefixes),
         cmocka_unit_test(test_repeatable),
     };
