@@ -84,7 +84,8 @@ def wait_for(condition, what):
 def call(port, method, path, body=None, headers=None):
     c = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     try:
-        c.request(method, path, json.dumps(body) if isinstance(body, (dict, list)) else body, headers or {})
+        headers = {"Content-Type": "application/json", **(headers or {})}
+        c.request(method, path, json.dumps(body) if isinstance(body, (dict, list)) else body, headers)
         r = c.getresponse()
         return r.status, {k.lower(): v for k, v in r.getheaders()}, r.read()
     finally:
@@ -122,8 +123,8 @@ class Stream:
         body = json.dumps({"model": "mock", "stream": True, "max_tokens": max_tokens,
                            "messages": [{"role": "user", "content": "x"}], **more})
         self.sock = socket.create_connection(("127.0.0.1", weir.port), PATIENCE_S)
-        self.sock.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-                          .encode())
+        self.sock.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n"
+                          f"Content-Length: {len(body)}\r\n\r\n{body}".encode())
         self.data = b""
 
     def until(self, text):
