@@ -45,6 +45,12 @@ struct request {
     uint8_t phase;
 };
 
+/* What forecasts learn from: kept beside the requests, where anything is told. */
+struct mark {
+    int64_t sent_ps, first_ps;            /* of this leg; -1: no token yet */
+    int64_t steps_ttft_ps, steps_tpot_ps; /* as foreseen */
+};
+
 struct core {
     const struct policy_ops *policy;
     void *policy_state;
@@ -56,6 +62,7 @@ struct core {
 
     struct request *requests; /* by handle */
     unsigned char *notes;     /* policy->request_bytes for each */
+    struct mark *marks;       /* NULL: nothing is told */
     uint32_t requests_cap;
     uint64_t seq;
     struct hold_queue admit, decode, again; /* HELD, HELD_KV, HELD_RETRY */
@@ -65,6 +72,11 @@ struct core {
     struct core_command *commands; /* ring */
     uint32_t command_head, n_commands, commands_cap;
     struct core_stats stats;
+
+    struct forecast *forecast; /* NULL: nothing is told */
+    struct core_told *told;    /* of the commands that are unread */
+    uint32_t n_told, told_cap;
+    uint32_t asked; /* the last decision's place + 1, until a command carries it */
 };
 
 /* ---- life */
@@ -73,6 +85,8 @@ static const char *config_fault(const struct core_config *c)
 {
     if (!c->max_requests || c->max_requests > CORE_MAX_REQUESTS)
         return "max_requests must be 1 to 16777216";
+    if (c->tell > CORE_MAX_TOLD)
+        return "tell must be 0 to 8 (CORE_MAX_TOLD)";
     if (c->queue_timeout_ps <= 0)
         return "queue_timeout_ps must be above 0 (PS_NEVER: no limit)";
     if (c->retry.percent > 100 || c->retry.floor_per_s > CORE_MAX_REQUESTS)
@@ -107,6 +121,16 @@ static int init_policy(struct core *c, const struct core_config *cc, const char 
         c->policy_state = NULL;
     }
     return rc;
+}
+
+static int init_forecast(struct core *c, const struct core_config *cc)
+{
+    c->forecast = forecast_new(cc->n_workers + cc->spare_workers);
+    for (uint32_t w = 0; c->forecast && w < cc->n_workers; w++) {
+        if (cc->workers[w].steps)
+            forecast_set(c->forecast, w, cc->workers[w].steps);
+    }
+    return c->forecast ? 0 : WEIR_E_NOMEM;
 }
 
 /* All or none. */
@@ -175,6 +199,11 @@ struct core *core_new(const struct core_config *cc, const char **why)
                                    .prefill_tok = c->fleet.prefill_tok,
                                    .inflight_tok = c->fleet.inflight_tok,
                                    .telemetry = c->fleet.telemetry};
+    if (cc->tell && init_forecast(c, cc)) {
+        core_free(c);
+        *why = "out of memory";
+        return NULL;
+    }
     *why = NULL;
     return c;
 }
@@ -191,6 +220,9 @@ void core_free(struct core *c)
     hold_queue_deinit(&c->admit);
     hold_queue_deinit(&c->decode);
     hold_queue_deinit(&c->again);
+    forecast_free(c->forecast);
+    free(c->told);
+    free(c->marks);
     free(c->requests);
     free(c->notes);
     free(c->commands);
@@ -199,7 +231,8 @@ void core_free(struct core *c)
 
 uint32_t core_needs(const struct core *c)
 {
-    return c->policy->needs | (c->policy->prefix == POLICY_PREFIX_EVENTS ? 1u << CORE_EV_CACHE : 0);
+    return c->policy->needs | (c->forecast ? 1u << CORE_EV_FIRST_TOKEN : 0) |
+           (c->policy->prefix == POLICY_PREFIX_EVENTS ? 1u << CORE_EV_CACHE : 0);
 }
 
 void core_get_stats(const struct core *c, struct core_stats *out)
@@ -258,6 +291,11 @@ static void grow_table(struct core *c, uint32_t handle)
         if (!c->notes)
             abort();
     }
+    if (c->forecast) {
+        c->marks = realloc(c->marks, c->requests_cap * sizeof *c->marks);
+        if (!c->marks)
+            abort();
+    }
 }
 
 /* ---- commands out */
@@ -300,8 +338,121 @@ bool core_next(struct core *c, struct core_command *out)
 
 static void reject(struct core *c, uint32_t handle, enum core_reason reason)
 {
-    command(c, CORE_CMD_REJECT, handle, CORE_NO_WORKER)->reason = reason;
+    struct core_command *cmd = command(c, CORE_CMD_REJECT, handle, CORE_NO_WORKER);
+    cmd->reason = reason;
+    cmd->told = c->asked;
+    c->asked = 0;
     c->stats.rejected[reason]++;
+}
+
+/* ---- forecasts: core_config.tell */
+
+static struct forecast_books books_of(const struct fleet *f, uint32_t w)
+{
+    const struct core_worker_config *k = &f->config[w];
+    return (struct forecast_books){
+        .inflight = f->inflight[w],
+        .prefilling = f->prefilling[w],
+        .prefill_tok = f->prefill_tok[w],
+        .inflight_tok = f->inflight_tok[w],
+        .total_kv_tok = (uint64_t)k->num_gpu_blocks * k->block_size,
+        .chunk_tok = k->max_num_batched_tokens,
+    };
+}
+
+static void foresee(const struct core *c, const struct policy_query *ask, uint32_t w,
+                    struct core_candidate *out, struct forecast_times *t)
+{
+    static const enum forecast_leg legs[] = {[POLICY_WHOLE] = FORECAST_WHOLE,
+                                             [POLICY_PREFILL] = FORECAST_PREFILL,
+                                             [POLICY_DECODE] = FORECAST_DECODE};
+    struct forecast_books b = books_of(&c->fleet, w);
+    forecast_ask(c->forecast, w, &b, legs[ask->leg], ask->req->prompt_tok, ask->cached_tok[w], t);
+    *out = (struct core_candidate){w,          b.inflight, ask->cached_tok[w], b.prefill_tok,
+                                   t->ttft_ps, t->tpot_ps};
+}
+
+/* The candidates with the least prefill work ahead, behind the chosen one; at most `room` of them. */
+static uint32_t nearest(const struct core *c, const struct policy_query *ask, uint32_t chosen,
+                        uint32_t room, uint32_t out[CORE_MAX_TOLD])
+{
+    uint64_t work[CORE_MAX_TOLD];
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < ask->n_candidates && room; i++) {
+        uint32_t w = ask->candidates[i], at;
+        uint64_t ahead = c->fleet.prefill_tok[w] + policy_uncached_tok(ask, w);
+        if (w == chosen || (n == room && ahead >= work[n - 1]))
+            continue;
+        for (at = n < room ? n++ : n - 1; at && work[at - 1] > ahead; at--) {
+            work[at] = work[at - 1];
+            out[at] = out[at - 1];
+        }
+        work[at] = ahead;
+        out[at] = w;
+    }
+    return n;
+}
+
+/* Writes down what the policy was asked and answered. */
+static void write_down(struct core *c, const struct policy_query *ask, uint32_t answer)
+{
+    uint32_t others[CORE_MAX_TOLD], room = c->config.tell;
+    struct forecast_times t;
+    MEM_GROW(c->told, c->told_cap, c->n_told + 1);
+    struct core_told *told = &c->told[c->n_told++];
+    c->asked = c->n_told;
+    told->n_candidates = ask->n_candidates;
+    told->n = 0;
+    if (answer < c->fleet.n) {
+        const struct request *q =
+            (const struct request *)((const char *)ask->req - offsetof(struct request, r));
+        foresee(c, ask, answer, &told->candidates[told->n++], &t);
+        c->marks[handle_of(c, q)] = (struct mark){c->now_ps, -1, t.steps_ttft_ps, t.steps_tpot_ps};
+        room--;
+    }
+    uint32_t n = nearest(c, ask, answer, room, others);
+    for (uint32_t i = 0; i < n; i++)
+        foresee(c, ask, others[i], &told->candidates[told->n++], &t);
+}
+
+const struct core_told *core_told(const struct core *c, const struct core_command *cmd)
+{
+    return cmd->told && cmd->told <= c->n_told ? &c->told[cmd->told - 1] : NULL;
+}
+
+struct core_belief core_belief_of(const struct core *c, uint32_t w)
+{
+    struct core_belief b = {.books = books_of(&c->fleet, w)};
+    struct forecast_times t;
+    if (!c->forecast)
+        return b;
+    b.bias = forecast_bias_of(c->forecast, w);
+    forecast_ask(c->forecast, w, &b.books, FORECAST_WHOLE, CORE_BELIEF_TOK, 0, &t);
+    b.ttft_ps = t.ttft_ps;
+    return b;
+}
+
+/* The leg on q->worker has shown a first token, or its prefill is done. */
+static void learn_first(struct core *c, const struct request *q)
+{
+    if (!c->forecast)
+        return;
+    struct mark *m = &c->marks[handle_of(c, q)];
+    if (m->first_ps >= 0 || (q->phase == WHOLE && !q->r.streamed))
+        return;
+    if (q->phase != DECODE) /* a decode leg's first token waits for the transfer of its KV */
+        forecast_learn_ttft(c->forecast, q->worker, m->steps_ttft_ps, c->now_ps - m->sent_ps);
+    m->first_ps = c->now_ps;
+}
+
+static void learn_rest(struct core *c, const struct request *q, uint32_t output_tok)
+{
+    if (!c->forecast || !q->r.streamed || output_tok < 2)
+        return;
+    const struct mark *m = &c->marks[handle_of(c, q)];
+    if (m->first_ps >= 0)
+        forecast_learn_tpot(c->forecast, q->worker, m->steps_tpot_ps,
+                            (c->now_ps - m->first_ps) / (output_tok - 1));
 }
 
 /* ---- legs */
@@ -399,6 +550,8 @@ static uint32_t pick(struct core *c, const struct policy_query *ask)
 {
     uint32_t w = c->policy->pick(c->policy_state, &c->view, ask, &c->rng);
     assert(w == POLICY_SHED || w == POLICY_MISS_SLO || w < c->fleet.n);
+    if (c->forecast)
+        write_down(c, ask, w);
     return w;
 }
 
@@ -414,6 +567,8 @@ static struct core_command *dispatch(struct core *c, struct request *q, enum cor
 {
     struct core_command *cmd = command(c, kind, handle_of(c, q), w);
     cmd->attempt = q->attempt;
+    cmd->told = c->asked;
+    c->asked = 0;
     if (c->fleet.index)
         cmd->overlap_tok = c->fleet.cached_tok[w];
     c->stats.dispatched++;
@@ -515,6 +670,9 @@ static void hand_over(struct core *c, struct request *q, uint32_t to,
     go_to(c, q, to, DECODE);
     if (ask)
         enter_leg(c, q, ask, to);
+    else if (
+        c->forecast) /* it was chosen with the prefill worker: what was foreseen then is not to be learned from */
+        c->marks[handle_of(c, q)] = (struct mark){.sent_ps = c->now_ps, .first_ps = -1};
 }
 
 /* The decode leg of a request whose prefill is done. As route. */
@@ -812,6 +970,7 @@ static int on_prefill_done(struct core *c, struct request *q, const struct core_
     bool opened = false;
     if (q->phase != PREFILL || q->worker != ev->worker)
         return WEIR_E_INVALID;
+    learn_first(c, q);
     prefill_over(c, q);
     went_well(c, q, 0);
     if (q->peer != CORE_NO_WORKER) {
@@ -835,6 +994,8 @@ static int on_first_token(struct core *c, struct request *q, const struct core_e
 {
     if ((q->phase != WHOLE && q->phase != PREFILL && q->phase != DECODE) || q->worker != ev->worker)
         return WEIR_E_INVALID;
+    if (q->phase != PREFILL)
+        learn_first(c, q);
     prefill_over(c, q);
     return 0;
 }
@@ -854,6 +1015,7 @@ static int on_done(struct core *c, struct request *q, const struct core_event *e
 {
     if ((q->phase != WHOLE && q->phase != DECODE) || q->worker != ev->worker)
         return WEIR_E_INVALID;
+    learn_rest(c, q, ev->n);
     leave_leg(c, q, q->worker);
     if (ev->error)
         fleet_bad(&c->fleet, q->worker);
@@ -953,6 +1115,8 @@ static int on_added(struct core *c, const struct core_event *ev)
     if (!c->fleet.workers[ev->worker].vacant || !ev->added || fleet_worker_fault(ev->added))
         return WEIR_E_INVALID;
     fleet_add(&c->fleet, ev->worker, ev->added);
+    if (c->forecast)
+        forecast_set(c->forecast, ev->worker, ev->added->steps);
     c->view.block_size = fleet_block_size(&c->fleet);
     return 0;
 }
@@ -1031,6 +1195,8 @@ int core_event(struct core *c, const struct core_event *ev)
     if (c->n_commands > 2 * c->config.max_requests + CORE_MAX_UNREAD)
         return WEIR_E_LIMIT;
     c->now_ps = c->view.now_ps = ev->now_ps;
+    if (!c->n_commands)
+        c->n_told = 0;
     fleet_tick(&c->fleet, ev->now_ps);
     int rc = handle(c, ev);
     if (rc) {

@@ -43,6 +43,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "controller/core/forecast.h"
 #include "predictor/engine_config.h"
 #include "predictor/error.h"
 #include "predictor/units.h"
@@ -67,6 +68,8 @@ struct core_request {
     uint32_t n_keys, key_tok;
     uint64_t bytes;                   /* of its body, for queue_max_bytes */
     int64_t slo_ttft_ps, slo_tpot_ps; /* PS_NEVER: none */
+    bool
+        streamed; /* its tokens are told as they come, so that forecasts can learn from their times */
 };
 
 /* Load as an engine reports it. at_ps is when it was measured. */
@@ -156,6 +159,23 @@ struct core_command {
     uint32_t attempt;       /* 0: first try */
     double
         overlap_tok; /* prompt tokens believed to be cached on worker; -1: the policy does not ask */
+    uint32_t told;   /* for core_told */
+};
+
+/* A worker that the policy could have chosen, as the core saw it then. */
+struct core_candidate {
+    uint32_t worker, inflight, cached_tok;
+    uint64_t prefill_tok;     /* sent there and not prefilled yet */
+    int64_t ttft_ps, tpot_ps; /* predicted, from now on (forecast.h) */
+};
+
+#define CORE_MAX_TOLD 8 /* candidates of one decision */
+
+/* What a decision was made of. Of many candidates those with the least prefill work ahead, the request's own with it. */
+struct core_told {
+    uint32_t n_candidates; /* that there were */
+    uint32_t n;
+    struct core_candidate candidates[CORE_MAX_TOLD]; /* [0]: the chosen one, if one was */
 };
 
 /* What the core has to know of a worker. num_gpu_blocks: those that requests can use; 0: no limit, as with
@@ -164,6 +184,8 @@ struct core_worker_config {
     enum worker_role role;
     uint32_t block_size, num_gpu_blocks, max_num_seqs, max_num_batched_tokens, max_model_len;
     bool up; /* at start */
+    const struct step_model
+        *steps; /* what is believed of its speed; copied. NULL: forecast_generic */
 };
 
 /* Of a tenant that is to get more, or less, than others, whose weight is 1. */
@@ -216,6 +238,8 @@ struct core_config {
     struct core_health_config health;
     bool destination_first; /* SGLang-style: decode worker chosen before prefill starts */
     uint32_t max_requests;  /* live requests; at the limit: CORE_REASON_QUEUE_FULL */
+    uint32_t
+        tell; /* candidates of each decision for core_told, up to CORE_MAX_TOLD; 0: nothing is told or predicted */
     const double *
         policy_param; /* values for the policy's knobs, in the order of its table; NULL: defaults */
 };
@@ -233,6 +257,19 @@ void core_free(struct core *c);
  * are unread. Either way nothing has changed. */
 WEIR_NODISCARD int core_event(struct core *c, const struct core_event *ev);
 bool core_next(struct core *c, struct core_command *out);
+
+/* What the dispatch (or refusal by the policy) cmd was decided on; NULL: config.tell is 0, or nobody was asked. Valid
+ * until the next event. */
+const struct core_told *core_told(const struct core *c, const struct core_command *cmd);
+
+/* What is believed of worker w: the books, and how far its forecasts were off. Zeros where there are none. */
+struct core_belief {
+    struct forecast_books books;
+    struct forecast_bias bias;
+    int64_t ttft_ps; /* predicted for a prompt of CORE_BELIEF_TOK uncached tokens, now */
+};
+#define CORE_BELIEF_TOK 1000u
+struct core_belief core_belief_of(const struct core *c, uint32_t w);
 
 /* Takes over from c what can change while requests are in flight: queue_max_requests, queue_max_bytes,
  * queue_timeout_ps (for waits that begin), drop_late, max_inflight_per_worker, max_retries, retry_partial, tenants.
