@@ -577,6 +577,11 @@ void key_print_type(FILE *out, const struct key *k)
         (void)fprintf(out, " %s", k->unit);
 }
 
+void key_copy(const struct key *k, void *to, const void *from)
+{
+    memcpy((char *)to + k->offset, (const char *)from + k->offset, value_bytes(k));
+}
+
 /* ---- whole files ---- */
 
 const char *keys_where(const struct keys_file *f, const struct ytree_node *n, const char *path,

@@ -90,6 +90,9 @@ void key_print(FILE *out, const struct key *k, const void *base);
 /* Whether two structs of the key's scope hold the same value. */
 bool key_same(const struct key *k, const void *a, const void *b);
 
+/* Copies the value from one struct of the key's scope to another. Not of lists of texts. */
+void key_copy(const struct key *k, void *to, const void *from);
+
 /* A double in the fewest digits that read back the same. */
 void print_real(FILE *out, double v);
 void print_quoted(FILE *out, const char *text);

@@ -84,6 +84,8 @@ static yyjson_mut_val *worker_state(const struct admin *a, yyjson_mut_doc *doc, 
     yyjson_mut_obj_add_str(doc, o, "name", w->name);
     yyjson_mut_obj_add_str(doc, o, "role", roles[w->core.role]);
     yyjson_mut_obj_add_str(doc, o, "state", poller_state_name(p->state));
+    if (w->leaving)
+        yyjson_mut_obj_add_bool(doc, o, "leaving", true);
     yyjson_mut_obj_add_str(doc, o, "engine", engine_family_name(p->metrics.family));
     add_health(a, doc, o, w);
     yyjson_mut_obj_add_uint(doc, o, "in_this_state_ms", now_ms - p->changed_ms);
@@ -123,9 +125,12 @@ static void reply_state(struct admin *a, struct http_exchange *ex)
         yyjson_mut_obj_add_bool(doc, pool, "panic", stats.core.panics > 0);
         for (uint32_t k = 0; k < s->pools[i].n_models; k++)
             yyjson_mut_arr_add_strcpy(doc, models, s->pools[i].models[k]);
-        for (uint32_t k = 0; k < s->pools[i].n_workers; k++)
+        for (uint32_t k = 0; k < s->pools[i].n_workers; k++) {
+            if (!s->workers[s->pools[i].first_worker + k].present)
+                continue;
             yyjson_mut_arr_add_val(workers,
                                    worker_state(a, doc, s->pools[i].first_worker + k, now_ms));
+        }
         yyjson_mut_obj_add_val(doc, pool, "models", models);
         yyjson_mut_obj_add_val(doc, pool, "workers", workers);
         yyjson_mut_arr_add_val(pools, pool);
@@ -154,7 +159,8 @@ static void worker_command(struct admin *a, struct http_exchange *ex, const char
     bool drain = verb.len == 5 && !memcmp(verb.s, "drain", 5),
          undrain = verb.len == 7 && !memcmp(verb.s, "undrain", 7);
     for (uint32_t i = 0; (drain || undrain) && i < s->n_workers; i++) {
-        if (strlen(s->workers[i].name) == n && !memcmp(s->workers[i].name, name, n)) {
+        if (s->workers[i].present && !s->workers[i].leaving && strlen(s->workers[i].name) == n &&
+            !memcmp(s->workers[i].name, name, n)) {
             poller_drain(a->poller, i, drain);
             reply_text(ex, 200, JSON, drain ? "{\"draining\":true}" : "{\"draining\":false}");
             return;

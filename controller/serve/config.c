@@ -732,3 +732,24 @@ void config_fixed_changes(const struct serve_config *from, const struct serve_co
         word_add(out, n, gone);
     }
 }
+
+static void keep(int scope, void *to, const void *from)
+{
+    for (unsigned i = 0; i < config_table.n; i++) {
+        const struct key *k = &config_table.keys[i];
+        if (k->scope == scope && k->fixed && k->type != KEY_INNER)
+            key_copy(k, to, from);
+    }
+}
+
+void config_keep_fixed(const struct serve_config *from, struct serve_config *to)
+{
+    keep(CONFIG_TOP, to, from);
+    for (uint32_t i = 0; i < to->n_pools; i++) {
+        const struct config_pool *old = pool_named(from, to->pools[i].name);
+        if (!old)
+            continue;
+        keep(CONFIG_POOL, &to->pools[i], old);
+        memcpy(to->pools[i].policy_param, old->policy_param, sizeof old->policy_param);
+    }
+}

@@ -118,6 +118,10 @@ void config_free(struct serve_config *c);
 void config_fixed_changes(const struct serve_config *from, const struct serve_config *to, char *out,
                           size_t n);
 
+/* What runs with `from` and cannot change stays: `to` gets the fixed keys of from, in pools of the same
+ * name too. */
+void config_keep_fixed(const struct serve_config *from, struct serve_config *to);
+
 /* The table: for `--help-config`, or as the page deploy/serve.md. */
 void config_print_reference(FILE *out, bool markdown);
 

@@ -34,6 +34,9 @@ struct row {
 
 GET(get_one, s != NULL)
 GET(get_requests, s->sum->requests)
+GET(get_reloads, s->v->serve->reloads)
+GET(get_reloads_refused, s->v->serve->reloads_refused)
+GET(get_reload_failed, s->v->serve->reload_failed)
 GET(get_answered, s->sum->answered)
 GET(get_refused, s->sum->refused)
 GET(get_cut, s->sum->cut)
@@ -139,6 +142,10 @@ static const struct row rows[] = {
     {"weir_rejected_total", "counter", BY_REASON, get_rejected, "Requests that the core refused, by reason."},
     {"weir_core_refused_events_total", "counter", BY_POOL, get_hub_refused, "Events that the core did not take: 0, or a bug of weir."},
     {"weir_mailed_commands_total", "counter", BY_POOL, get_mailed, "Commands of the core that went to another thread."},
+    {"weir_config_reloads_total", "counter", NO_LABEL, get_reloads, "Times that the config was read again and taken over."},
+    {"weir_config_reloads_refused_total", "counter", NO_LABEL, get_reloads_refused,
+     "Times that the config was read again and had a fault: what ran before goes on."},
+    {"weir_config_reload_failed", "gauge", NO_LABEL, get_reload_failed, "1: the last reload was refused; the log says why."},
     {"weir_worker_up", "gauge", BY_WORKER, get_up, "1: the worker answers its polls and gets requests."},
     {"weir_worker_used", "gauge", BY_WORKER, get_used, "1: the worker gets requests, as the core decides: up, not draining, not ejected."},
     {"weir_worker_health", "gauge", BY_WORKER, get_health, "0 ok, 1 ejected, 2 probing: one request at a time."},
@@ -210,6 +217,8 @@ static void write_row(FILE *out, const struct row *row, struct sample *s)
     case BY_REASON: write_pools(out, row, s); break;
     case BY_WORKER:
         for (uint32_t i = 0; i < serve->n_workers; i++) {
+            if (!serve->workers[i].present || serve->workers[i].leaving)
+                continue;
             s->worker = poller_worker_at(s->v->poller, i);
             (void)hub_get_worker(serve->pools[serve->workers[i].pool].hub, serve->workers[i].index,
                                  &s->state);

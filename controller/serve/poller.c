@@ -259,6 +259,49 @@ static void on_timer(struct http_timer *timer)
 
 /* ---- life */
 
+/* Begins to ask, in_ms from now. False: out of memory. */
+static bool watch(struct poller *p, uint32_t worker, uint64_t in_ms)
+{
+    const struct serve_worker *from = &p->serve->workers[worker];
+    struct watch *w = &p->watches[worker];
+    struct http_upstream_options o;
+    http_upstream_defaults(&o);
+    o.host = from->host;
+    o.port = from->port;
+    o.tls = from->tls ? p->serve->upstream_tls : NULL;
+    *w =
+        (struct watch){.poller = p, .worker = worker, .upstream = http_upstream_new(p->client, &o)};
+    http_timer_init(&w->timer, on_timer);
+    http_timer_start(p->http, &w->timer, in_ms);
+    return w->upstream != NULL;
+}
+
+static void stop(struct watch *w)
+{
+    if (!w->poller)
+        return;
+    if (w->call)
+        http_call_cancel(w->call);
+    http_timer_deinit(w->poller->http, &w->timer);
+    free(w->text);
+    w->poller = NULL;
+}
+
+void poller_watch(struct poller *p, uint32_t worker)
+{
+    if (!watch(p, worker, 0))
+        abort(); /* as wherever a table grows */
+}
+
+void poller_unwatch(struct poller *p, uint32_t worker)
+{
+    struct watch *w = &p->watches[worker];
+    stop(w);
+    http_upstream_free(w->upstream);
+    *w = (struct watch){.poller = NULL};
+    atomic_store(&p->serve->workers_up, poller_up(p));
+}
+
 struct poller *poller_new(struct serve *serve, struct proxy *proxy, struct http_loop *http,
                           uint32_t interval_ms)
 {
@@ -268,25 +311,12 @@ struct poller *poller_new(struct serve *serve, struct proxy *proxy, struct http_
     *p = (struct poller){.serve = serve, .proxy = proxy, .http = http, .interval_ms = interval_ms};
     p->client = http_client_new(http);
     p->watches = calloc(serve->n_workers, sizeof *p->watches);
-    for (uint32_t i = 0; p->client && p->watches && i < serve->n_workers; i++) {
-        struct watch *w = &p->watches[i];
-        struct http_upstream_options o;
-        http_upstream_defaults(&o);
-        o.host = serve->workers[i].host;
-        o.port = serve->workers[i].port;
-        o.tls = serve->workers[i].tls ? serve->upstream_tls : NULL;
-        w->poller = p;
-        w->worker = i;
-        http_timer_init(&w->timer, on_timer);
-        w->upstream = http_upstream_new(p->client, &o);
-        if (!w->upstream) {
-            poller_close(p);
-            return NULL;
-        }
-        /* the first questions at once, spread over the interval when there are many workers */
-        http_timer_start(http, &w->timer, (uint64_t)interval_ms * i / serve->n_workers);
-    }
-    if (p->client && p->watches)
+    bool ok = p->client && p->watches;
+    /* the first questions at once, spread over the interval when there are many workers */
+    for (uint32_t i = 0; ok && i < serve->n_workers; i++)
+        ok =
+            !serve->workers[i].present || watch(p, i, (uint64_t)interval_ms * i / serve->n_workers);
+    if (ok)
         return p;
     poller_close(p);
     return NULL;
@@ -296,15 +326,8 @@ void poller_close(struct poller *p)
 {
     if (!p)
         return;
-    for (uint32_t i = 0; p->watches && i < p->serve->n_workers; i++) {
-        struct watch *w = &p->watches[i];
-        if (!w->poller)
-            continue;
-        if (w->call)
-            http_call_cancel(w->call);
-        http_timer_deinit(p->http, &w->timer);
-        free(w->text);
-    }
+    for (uint32_t i = 0; p->watches && i < p->serve->n_workers; i++)
+        stop(&p->watches[i]);
     if (p->client)
         http_client_close(p->client);
     free(p->watches);

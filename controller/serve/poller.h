@@ -40,6 +40,10 @@ struct poller *poller_new(struct serve *serve, struct proxy *proxy, struct http_
 /* Memory is freed as the uv loop runs. */
 void poller_close(struct poller *p);
 
+/* A worker has taken a place, or left it: it is polled from now on, or no longer. */
+void poller_watch(struct poller *p, uint32_t worker);
+void poller_unwatch(struct poller *p, uint32_t worker);
+
 const struct poller_worker *poller_worker_at(const struct poller *p, uint32_t worker);
 /* A worker takes no new requests from now on (operator's wish), or may again. */
 void poller_drain(struct poller *p, uint32_t worker, bool on);

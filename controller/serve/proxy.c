@@ -498,6 +498,18 @@ static bool is_allowed(const struct serve_settings *set, struct http_slice targe
     return false;
 }
 
+/* A path of the allow-list goes to one worker after the other. */
+static void pass(struct proxy_request *r)
+{
+    struct proxy *p = r->proxy;
+    uint32_t n = r->pool->n_workers, at = (uint32_t)(p->random++ % n);
+    for (uint32_t i = 0; i < n; i++, at = at + 1 < n ? at + 1 : 0) {
+        if (p->upstreams[r->pool->first_worker + at])
+            break; /* there is one: a pool always has a worker */
+    }
+    legs_pass(r, at);
+}
+
 static void on_request(void *user, struct http_exchange *ex)
 {
     struct proxy *p = user;
@@ -524,7 +536,7 @@ static void on_request(void *user, struct http_exchange *ex)
     } else if (is_allowed(&p->conf->set, http_target(head))) {
         r->pool = &p->serve->pools[0];
         r->passthrough = true;
-        legs_pass(r, (uint32_t)(p->random++ % r->pool->n_workers));
+        pass(r);
     } else {
         bad_request(
             r, 404, NULL,
@@ -574,22 +586,45 @@ static const struct http_server_ops server_ops = {
 
 /* ---- life */
 
+/* The upstream of a place: of who has it now. False: out of memory. */
+static bool take_place(struct proxy *p, uint32_t i)
+{
+    const struct serve_worker *w = &p->serve->workers[i];
+    struct http_upstream_options o;
+    http_upstream_free(p->upstreams[i]);
+    p->upstreams[i] = NULL;
+    p->generations[i] = w->generation;
+    if (!w->present)
+        return true;
+    http_upstream_defaults(&o);
+    o.host = w->host;
+    o.port = w->port;
+    o.tls = w->tls ? p->serve->upstream_tls : NULL;
+    o.connect_timeout_ms = p->conf->set.connect_timeout_ms;
+    p->upstreams[i] = http_upstream_new(p->client, &o);
+    return p->upstreams[i] != NULL;
+}
+
 static bool make_upstreams(struct proxy *p)
 {
-    const struct serve *s = p->serve;
-    p->upstreams = calloc(s->n_workers, sizeof *p->upstreams);
-    for (uint32_t i = 0; p->upstreams && i < s->n_workers; i++) {
-        struct http_upstream_options o;
-        http_upstream_defaults(&o);
-        o.host = s->workers[i].host;
-        o.port = s->workers[i].port;
-        o.tls = s->workers[i].tls ? s->upstream_tls : NULL;
-        o.connect_timeout_ms = p->conf->set.connect_timeout_ms;
-        p->upstreams[i] = http_upstream_new(p->client, &o);
-        if (!p->upstreams[i])
-            return false;
+    uint32_t n = p->serve->n_workers;
+    p->upstreams = calloc(n, sizeof *p->upstreams);
+    p->generations = calloc(n, sizeof *p->generations);
+    bool ok = p->upstreams && p->generations;
+    for (uint32_t i = 0; ok && i < n; i++)
+        ok = take_place(p, i);
+    return ok;
+}
+
+void proxy_apply(struct proxy *p, const struct serve_live *conf)
+{
+    p->conf = conf;
+    if (conf->listen_tls)
+        http_server_set_tls(p->server, conf->listen_tls);
+    for (uint32_t i = 0; i < p->serve->n_workers; i++) {
+        if (p->generations[i] != p->serve->workers[i].generation && !take_place(p, i))
+            abort(); /* as wherever a table grows */
     }
-    return p->upstreams != NULL;
 }
 
 static bool listen_on(struct proxy *p, int fd, char *error)
@@ -699,6 +734,8 @@ void proxy_close(struct proxy *p)
     p->spare = NULL;
     openai_reader_free(p->reader);
     free(p->upstreams);
+    free(p->generations);
+    p->generations = NULL;
     p->reader = NULL;
     p->upstreams = NULL;
 }

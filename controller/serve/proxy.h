@@ -52,6 +52,10 @@ const struct http_loop_laps *proxy_laps(const struct proxy *p);
 /* Its place in a pool's hub, for events of workers. */
 struct hub_loop *proxy_hub_loop(struct proxy *p, uint32_t pool);
 
+/* Takes over what a reload has changed: settings, certificates, workers that came and went (their running calls go on).
+ * On its thread, while nobody changes serve. */
+void proxy_apply(struct proxy *p, const struct serve_live *conf);
+
 /* No more connections; done() when the last request is over and the last connection closed. */
 void proxy_drain(struct proxy *p, void (*done)(void *user), void *user);
 /* Ends everything at once; connections are closed as the uv loop runs. */

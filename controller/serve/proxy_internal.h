@@ -69,7 +69,8 @@ struct proxy {
     struct http_loop *http;
     struct http_server *server;
     struct http_client *client;
-    struct http_upstream **upstreams; /* by serve.workers */
+    struct http_upstream **upstreams; /* by serve.workers; NULL: nobody has the place */
+    uint32_t *generations;            /* of the places' workers, as of upstreams */
     struct hub_loop *hubs[SERVE_MAX_POOLS];
     struct openai_reader *reader;
     struct tokens tokens;

@@ -357,6 +357,8 @@ static bool forgive(struct leg *leg, const struct http_failure *f)
     if (!f->reused || f->answered || leg->resent || f->why != HTTP_FAIL_CLOSED)
         return false;
     leg->resent = true;
+    if (!upstream_of(leg->request, leg->worker))
+        return false; /* a reload took the worker out meanwhile */
     http_upstream_close_idle(upstream_of(leg->request, leg->worker));
     if (!send_leg(leg, leg->worker))
         return false;

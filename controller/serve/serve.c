@@ -16,12 +16,13 @@
 
 #include "controller/commands.h"
 #include "controller/serve/admin.h"
+#include "controller/serve/reload.h"
 #include "controller/serve/start.h"
 
 struct thread {
     uv_thread_t id;
     uv_loop_t uv;
-    uv_async_t drain;
+    uv_async_t drain, apply;
     struct http_loop *http;
     struct proxy *proxy;
     struct daemon *daemon;
@@ -37,7 +38,10 @@ struct daemon {
     struct proxy **proxies;
     struct poller *poller;
     struct admin *admin;
-    uv_signal_t term, intr;
+    uv_signal_t term, intr, hup;
+    struct reload reload;
+    uv_async_t applied;
+    atomic_uint applying; /* threads that have not taken over what a reload changed */
     int signals;
     atomic_uint running; /* threads that have not drained */
     uv_async_t ended;
@@ -90,6 +94,9 @@ static void on_ended(uv_async_t *handle)
     proxy_close(d->proxies[0]);
     uv_close((uv_handle_t *)&d->term, NULL);
     uv_close((uv_handle_t *)&d->intr, NULL);
+    uv_close((uv_handle_t *)&d->hup, NULL);
+    uv_close((uv_handle_t *)&d->applied, NULL);
+    reload_deinit(&d->reload);
     uv_close((uv_handle_t *)&d->ended, NULL);
 }
 
@@ -98,6 +105,7 @@ static void on_thread_drained(void *user)
     struct thread *t = user;
     struct daemon *d = t->daemon;
     uv_close((uv_handle_t *)&t->drain, NULL);
+    uv_close((uv_handle_t *)&t->apply, NULL);
     if (t != d->threads)
         proxy_close(t->proxy);
     if (atomic_fetch_sub(&d->running, 1) == 1)
@@ -110,6 +118,40 @@ static void on_drain(uv_async_t *handle)
     proxy_drain(t->proxy, on_thread_drained, t);
 }
 
+/* ---- reload */
+
+static void on_apply(uv_async_t *handle)
+{
+    struct thread *t = handle->data;
+    struct daemon *d = t->daemon;
+    proxy_apply(t->proxy, d->serve.live);
+    if (atomic_fetch_sub(&d->applying, 1) == 1)
+        uv_async_send(&d->applied);
+}
+
+static void on_applied(uv_async_t *handle)
+{
+    struct daemon *d = handle->data;
+    reload_spread_done(&d->reload);
+}
+
+static void spread(void *user)
+{
+    struct daemon *d = user;
+    atomic_store(&d->applying, d->n_threads);
+    for (uint32_t i = 0; i < d->n_threads; i++)
+        uv_async_send(&d->threads[i].apply);
+}
+
+static void on_hup(uv_signal_t *handle, int number)
+{
+    struct daemon *d = handle->data;
+    (void)number;
+    reload_begin(&d->reload);
+}
+
+/* ---- the end */
+
 static void on_signal(uv_signal_t *handle, int number)
 {
     struct daemon *d = handle->data;
@@ -119,6 +161,7 @@ static void on_signal(uv_signal_t *handle, int number)
         _exit(1);
     }
     fprintf(stderr, "weir serve: draining: requests in the path end, then so does this process\n");
+    reload_stop(&d->reload);
     atomic_store(&d->serve.draining, true);
     for (uint32_t i = 0; i < d->n_threads; i++)
         uv_async_send(&d->threads[i].drain);
@@ -129,9 +172,10 @@ static int open_thread(struct daemon *d, uint32_t i)
     struct thread *t = &d->threads[i];
     char error[PROXY_ERROR_BYTES];
     t->daemon = d;
-    if (uv_loop_init(&t->uv) || uv_async_init(&t->uv, &t->drain, on_drain))
+    if (uv_loop_init(&t->uv) || uv_async_init(&t->uv, &t->drain, on_drain) ||
+        uv_async_init(&t->uv, &t->apply, on_apply))
         return complain("no event loop: %s", strerror(errno));
-    t->drain.data = t;
+    t->drain.data = t->apply.data = t;
     t->http = http_loop_new(&t->uv);
     if (!t->http)
         return complain("out of memory");
@@ -183,13 +227,25 @@ static int open_all(struct daemon *d)
                          d->poller, error);
     if (!d->admin)
         return complain("%s", error);
-    if (uv_async_init(&first->uv, &d->ended, on_ended))
+    if (uv_async_init(&first->uv, &d->ended, on_ended) ||
+        uv_async_init(&first->uv, &d->applied, on_applied))
         return complain("no event loop: %s", strerror(errno));
-    d->ended.data = d;
+    d->ended.data = d->applied.data = d;
+    d->reload = (struct reload){.serve = &d->serve,
+                                .config = &d->config,
+                                .args = &d->args,
+                                .proxy = first->proxy,
+                                .poller = d->poller,
+                                .http = first->http,
+                                .spread = spread,
+                                .user = d};
+    reload_init(&d->reload);
     atomic_store(&d->running, d->n_threads);
     uv_signal_init(&first->uv, &d->term);
     uv_signal_init(&first->uv, &d->intr);
-    d->term.data = d->intr.data = d;
+    uv_signal_init(&first->uv, &d->hup);
+    d->term.data = d->intr.data = d->hup.data = d;
+    uv_signal_start(&d->hup, on_hup, SIGHUP);
     uv_signal_start(&d->term, on_signal, SIGTERM);
     uv_signal_start(&d->intr, on_signal, SIGINT);
     return 0;
@@ -198,7 +254,9 @@ static int open_all(struct daemon *d)
 static int run_all(struct daemon *d)
 {
     const struct serve_config *c = &d->config;
-    uint32_t n = d->serve.n_workers;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < d->serve.n_workers; i++)
+        n += d->serve.workers[i].present;
     signal(SIGPIPE, SIG_IGN);
     for (uint32_t i = 1; i < d->n_threads; i++) {
         if (uv_thread_create(&d->threads[i].id, run_thread, &d->threads[i]))
@@ -220,7 +278,7 @@ static int run_all(struct daemon *d)
 }
 
 /* One line a pool, for --check. */
-static void describe(const struct serve_config *c)
+static int describe(const struct serve_config *c)
 {
     for (uint32_t i = 0; i < c->n_pools; i++) {
         const struct config_pool *p = &c->pools[i];
@@ -231,6 +289,7 @@ static void describe(const struct serve_config *c)
     printf("listens on %s, admin on %s; %u tenant%s, %u route%s: the config is good\n", c->listen,
            c->admin, c->n_tenants, c->n_tenants == 1 ? "" : "s", c->n_routes,
            c->n_routes == 1 ? "" : "s");
+    return 0;
 }
 
 static int start(struct daemon *d)
@@ -262,7 +321,7 @@ int serve_main(int argc, char **argv)
     else if (rc > 0)
         rc = 0; /* it has answered: --help */
     else if (d.args.check)
-        describe(&d.config);
+        rc = serve_check(&d.config, error) ? complain("%s", error) : describe(&d.config);
     else
         rc = start(&d);
     config_free(&d.config);

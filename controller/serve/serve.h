@@ -28,7 +28,11 @@
 #define SERVE_DIGEST_BYTES 32u
 #define SERVE_MAX_ROUTES 64u
 
+/* A place for a worker. Places are the first thread's to change, while no other looks (proxy_apply). */
 struct serve_worker {
+    bool present;        /* else nobody has the place */
+    bool leaving;        /* a reload took it out: it gets nothing new, and goes when it is empty */
+    uint32_t generation; /* changes with who has the place */
     char name
         [SERVE_HOST_BYTES]; /* host:port, or as the config calls it: for headers, logs, metrics */
     char host[SERVE_HOST_BYTES];
@@ -47,7 +51,7 @@ struct serve_pool {
     char name[SERVE_HOST_BYTES];
     struct hub *hub;
     const struct handover_dialect *dialect; /* NULL: no prefill and decode workers */
-    uint32_t first_worker, n_workers;       /* in serve.workers */
+    uint32_t first_worker, n_workers;       /* in serve.workers; with those that nobody has */
     uint32_t n_models;                      /* 0: takes every model that no other pool names */
     char models[SERVE_MAX_POOL_MODELS][SERVE_MODEL_BYTES];
 };
@@ -122,8 +126,10 @@ struct serve {
     struct serve_worker *workers;
     uint32_t n_workers;
     atomic_bool draining;
-    atomic_uint workers_up; /* as the poller sees them */
-    atomic_uint losses;     /* of all workers */
+    atomic_uint workers_up;            /* as the poller sees them */
+    atomic_uint losses;                /* of all workers */
+    uint32_t reloads, reloads_refused; /* of the config, for metrics; of the first thread */
+    bool reload_failed;                /* the last one was refused */
 };
 
 /* The pool that takes a model: the one that names it, else the first that names none, else (a model that nobody

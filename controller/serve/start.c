@@ -57,6 +57,9 @@ void serve_live_free(struct serve_live *l)
 
 void serve_worker_set(struct serve_worker *w, const struct config_worker *from)
 {
+    w->present = true;
+    w->leaving = false;
+    w->generation++;
     snprintf(w->name, sizeof w->name, "%s", from->name);
     snprintf(w->host, sizeof w->host, "%s", from->host);
     snprintf(w->engine_id, sizeof w->engine_id, "%s", from->engine_id);
@@ -102,26 +105,30 @@ struct core_config serve_core_config(const struct serve_config *c, const struct 
                                 .max_requests = 1 << 20};
 }
 
-static int make_hub(struct serve_pool *to, const struct serve_config *c,
-                    const struct config_pool *from, const struct serve_worker *workers, char *error)
+/* The core of a pool; NULL and the line. */
+static struct hub *make_hub(const struct serve_config *c, const struct config_pool *p, char *error)
 {
     const char *why = "out of memory";
+    struct hub *hub = NULL;
     struct core_tenant *tenants = calloc(CORE_MAX_TENANTS, sizeof *tenants);
-    struct core_worker_config *core = calloc(from->n_workers, sizeof *core);
+    struct core_worker_config *core = calloc(p->n_workers, sizeof *core);
     if (tenants && core) {
-        struct core_config cc = serve_core_config(c, from, tenants);
-        for (uint32_t i = 0; i < from->n_workers; i++)
-            core[i] = workers[i].core;
+        struct core_config cc = serve_core_config(c, p, tenants);
+        for (uint32_t i = 0; i < p->n_workers; i++) {
+            struct serve_worker w = {.present = false};
+            serve_worker_set(&w, &p->workers[i]);
+            core[i] = w.core;
+        }
         cc.workers = core;
-        cc.n_workers = from->n_workers;
-        to->hub = hub_new(&cc, &why);
+        cc.n_workers = p->n_workers;
+        cc.spare_workers = p->spare_workers;
+        hub = hub_new(&cc, &why);
     }
     free(core);
     free(tenants);
-    if (to->hub)
-        return WEIR_OK;
-    ytree_error(error, "pool %.100s: %s", from->name, why);
-    return WEIR_E_INPUT;
+    if (!hub)
+        ytree_error(error, "pool %.100s: %s", p->name, why);
+    return hub;
 }
 
 static int make_pool(struct serve *s, uint32_t index, const struct serve_config *c,
@@ -131,28 +138,49 @@ static int make_pool(struct serve *s, uint32_t index, const struct serve_config 
     snprintf(p->name, sizeof p->name, "%s", from->name);
     p->dialect = from->dialect;
     p->first_worker = s->n_workers;
-    p->n_workers = from->n_workers;
+    p->n_workers = from->n_workers + from->spare_workers;
     p->n_models = from->n_models;
     memcpy(p->models, from->models, sizeof p->models);
     for (uint32_t i = 0; i < p->n_workers; i++) {
         struct serve_worker *w = &s->workers[s->n_workers++];
-        serve_worker_set(w, &from->workers[i]);
+        if (i < from->n_workers)
+            serve_worker_set(w, &from->workers[i]);
         w->pool = index;
         w->index = i;
     }
-    return make_hub(p, c, from, &s->workers[p->first_worker], error);
+    p->hub = make_hub(c, from, error);
+    return p->hub ? WEIR_OK : WEIR_E_INPUT;
 }
 
-static int make_upstream_tls(struct serve *s, const struct serve_config *c, char *error)
+int serve_upstream_tls(struct serve *s, const struct serve_config *c, char *error)
 {
     const char *ca = c->set.upstream_ca;
     struct http_tls_options client = {.ca_file = ca[0] ? ca : NULL};
     bool any = ca[0];
-    for (uint32_t i = 0; i < s->n_workers; i++)
-        any |= s->workers[i].tls;
-    if (any)
+    for (uint32_t i = 0; i < c->n_pools; i++) {
+        for (uint32_t k = 0; k < c->pools[i].n_workers; k++)
+            any |= c->pools[i].workers[k].tls;
+    }
+    if (any && !s->upstream_tls)
         s->upstream_tls = http_tls_client_new(&client, error, YTREE_ERROR_BYTES);
     return any && !s->upstream_tls ? WEIR_E_INPUT : WEIR_OK;
+}
+
+int serve_check(const struct serve_config *c, char *error)
+{
+    struct serve s = {.n_pools = 0};
+    int rc = serve_upstream_tls(&s, c, error);
+    http_tls_free(s.upstream_tls);
+    for (uint32_t i = 0; !rc && i < c->n_pools; i++) {
+        struct hub *hub = make_hub(c, &c->pools[i], error);
+        rc = hub ? WEIR_OK : WEIR_E_INPUT;
+        hub_free(hub);
+    }
+    if (rc)
+        return rc;
+    struct serve_live *live = serve_live_new(c, error);
+    serve_live_free(live);
+    return live ? WEIR_OK : WEIR_E_INPUT;
 }
 
 int serve_init(struct serve *s, const struct serve_config *c, char *error)
@@ -160,7 +188,7 @@ int serve_init(struct serve *s, const struct serve_config *c, char *error)
     uint32_t total = 0;
     int rc = WEIR_OK;
     for (uint32_t i = 0; i < c->n_pools; i++)
-        total += c->pools[i].n_workers;
+        total += c->pools[i].n_workers + c->pools[i].spare_workers;
     ytree_error(error, "out of memory");
     if (uv_rwlock_init(&s->models_lock))
         return WEIR_E_NOMEM;
@@ -173,7 +201,7 @@ int serve_init(struct serve *s, const struct serve_config *c, char *error)
         rc = make_pool(s, i, c, &c->pools[i], error);
     }
     if (!rc)
-        rc = make_upstream_tls(s, c, error);
+        rc = serve_upstream_tls(s, c, error);
     if (!rc && !(s->live = serve_live_new(c, error)))
         rc = WEIR_E_INPUT;
     return rc;

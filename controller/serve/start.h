@@ -14,7 +14,14 @@ void serve_deinit(struct serve *s);
 struct serve_live *serve_live_new(const struct serve_config *c, char *error);
 void serve_live_free(struct serve_live *l);
 
-/* A worker of the config into place i, for the pool's core too. */
+/* Whether c could be started with, beyond what config_load sees: certificates, values that do not go together. 0 or
+ * WEIR_E_INPUT and one line in error. */
+WEIR_NODISCARD int serve_check(const struct serve_config *c, char *error);
+
+/* The client side of TLS, if there is none yet and c has an https worker. */
+WEIR_NODISCARD int serve_upstream_tls(struct serve *s, const struct serve_config *c, char *error);
+
+/* A worker of the config takes a place. */
 void serve_worker_set(struct serve_worker *w, const struct config_worker *from);
 
 /* The limits and weights of a pool, as the core takes them. Its pointers are borrowed from c and from `tenants`

@@ -1,0 +1,182 @@
+#!/usr/bin/env python3
+"""Reloads and restarts of `weir serve` under load: what changes, and that no request is lost. 'N passed, N failed'.
+
+    reload_checks.py PATH/TO/weir [NAME...]
+"""
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.argv, names = sys.argv[:2], sys.argv[2:]
+from fault_checks import Load  # noqa: E402
+from serve_checks import (PATIENCE_S, Process, Stream, call, chat, metric, run_checks, state,  # noqa: E402
+                          wait_for)
+
+WEIR = sys.argv[1]
+TENANTS = "tenants: [{name: gold, header_value: gold, weight: %d}]\n"
+
+
+class Config:
+    """A weir.yaml, and the weir that reads it."""
+
+    def __init__(self, folder, **more):
+        self.path = pathlib.Path(folder) / "weir.yaml"
+        self.more = more
+
+    def write(self, *engines, text="", pool="", threads=2):
+        workers = "".join(f"      - {{url: '{e.url()}', name: e{e.port}}}\n" for e in engines)
+        temporary = self.path.with_suffix(".new")
+        temporary.write_text(f"listen: 127.0.0.1:0\nthreads: {threads}\npoll_ms: 50\nexplain: true\n"
+                             f"admin: {{listen: '127.0.0.1:0'}}\n{text}pools:\n  - name: main\n{pool}    workers:\n{workers}")
+        temporary.rename(self.path)
+
+
+@contextlib.contextmanager
+def running(n=2, mock=(), **write):
+    engines = [Process("mock", "--port", "0", "--seed", str(i), *mock) for i in range(n)]
+    with tempfile.TemporaryDirectory() as folder:
+        config = Config(folder)
+        config.write(*engines[:2], **write)
+        weir = Process("serve", "--config", str(config.path), admin=True)
+        try:
+            wait_for(lambda: sum(w["state"] == "up" for w in state(weir)) == 2, "both workers are up")
+            yield weir, engines, config
+        finally:
+            for p in (weir, *engines):
+                p.end(signal.SIGKILL)
+
+
+def reload(weir):
+    done = metric(weir.admin, "weir_config_reloads_total")
+    weir.child.send_signal(signal.SIGHUP)
+    wait_for(lambda: metric(weir.admin, "weir_config_reloads_total") > done, "the reload is done")
+
+
+def refused(weir):
+    before = metric(weir.admin, "weir_config_reloads_refused_total")
+    weir.child.send_signal(signal.SIGHUP)
+    wait_for(lambda: metric(weir.admin, "weir_config_reloads_refused_total") > before, "the reload is refused")
+    return weir.messages().strip().split("\n")[-1]
+
+
+def names_of(weir):
+    return sorted(w["name"] for w in state(weir))
+
+
+def workers_come_and_go_under_load():
+    with running(4) as (weir, engines, config):
+        load = Load(weir.port, clients=12)
+        time.sleep(0.5)
+        config.write(*engines[1:])  # one leaves, two join
+        reload(weir)
+        wait_for(lambda: names_of(weir) == sorted(f"e{e.port}" for e in engines[1:]), "the first one has left")
+        wait_for(lambda: sum(w["state"] == "up" for w in state(weir)) == 3, "the new ones are up")
+        assert call(engines[0].port, "GET", "/mock/state")[0] in (200, 404)
+        engines[0].end()  # nobody misses it
+        for i in range(6):  # and again and again: places are used anew
+            config.write(*(engines[1:] if i % 2 else engines[2:]))
+            reload(weir)
+            time.sleep(0.2)
+        wait_for(lambda: len(names_of(weir)) == 3, "all three are there")
+        seen = set()
+        end = time.monotonic() + PATIENCE_S
+        while len(seen) < 3 and time.monotonic() < end:
+            seen.add(chat(weir)[1]["x-weir-worker"])
+        outcomes = load.stop()
+        assert len(seen) == 3, seen
+        assert len(outcomes) > 30 and all(o.kind == "ok" for o in outcomes), [o for o in outcomes if o.kind != "ok"][:3]
+        assert metric(weir.admin, "weir_core_refused_events_total") == 0
+        assert weir.end() == 0
+
+
+def a_leaving_worker_ends_its_streams():
+    with running(3, mock=("--scale", "4")) as (weir, engines, config):
+        streams = [Stream(weir, 60) for _ in range(4)]
+        assert all(s.until(b"tok") for s in streams)
+        config.write(engines[2])
+        reload(weir)
+        assert len(names_of(weir)) == 3, "the old ones are still there"
+        assert all(s.until(b"data: [DONE]\n\n") for s in streams)
+        wait_for(lambda: names_of(weir) == [f"e{engines[2].port}"], "they have left")
+
+
+def a_bad_file_changes_nothing():
+    with running() as (weir, engines, config):
+        load = Load(weir.port, clients=4)
+        config.write(*engines, text="threds: 3\n")
+        said = refused(weir)
+        assert "weir.yaml:6: threds" in said and "did you mean threads?" in said, said
+        assert metric(weir.admin, "weir_config_reload_failed") == 1
+        config.path.write_text("pools: [\n")
+        assert "not YAML" in refused(weir)
+        config.path.unlink()
+        assert "cannot open" in refused(weir)
+        config.write(*engines, text="tls: {cert: /nonexistent, key: /nonexistent}\n")
+        refused(weir)
+        assert names_of(weir) == sorted(f"e{e.port}" for e in engines)
+        config.write(*engines)
+        reload(weir)
+        assert metric(weir.admin, "weir_config_reload_failed") == 0
+        assert all(o.kind == "ok" for o in load.stop())
+
+
+def limits_and_settings_change():
+    with running(2, mock=("--scale", "4"), pool="    max_inflight: 100\n") as (weir, engines, config):
+        config.write(*engines, text="tenant_header: x-team\n" + TENANTS % 5, threads=3,
+                     pool="    max_inflight: 1\n    queue_max_requests: 0\n    policy: round_robin\n")
+        reload(weir)
+        said = weir.messages()
+        assert "needs a restart, and stays as it was: threads pools.main.policy" in said, said
+        streams = [Stream(weir, 60) for _ in range(2)]
+        assert all(s.until(b"tok") for s in streams)
+        status, headers, _ = chat(weir)
+        assert status == 429 and headers["retry-after"], status
+        config.write(*engines, text="explain: false\n".replace("explain", "trust_headers"), pool="    max_inflight: 0\n")
+        reload(weir)
+        assert chat(weir)[0] == 200
+        for s in streams:
+            s.sock.close()
+
+
+def certificate(folder, name):
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+                    "-subj", f"/CN={name}", "-keyout", f"{folder}/key.pem", "-out", f"{folder}/cert.pem"],
+                   check=True, capture_output=True)
+
+
+def presented(port):
+    context = ssl._create_unverified_context()
+    with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as s, context.wrap_socket(s) as t:
+        der = t.getpeercert(True)
+    return subprocess.run(["openssl", "x509", "-inform", "der", "-noout", "-subject"], input=der, check=True,
+                          capture_output=True).stdout.decode()
+
+
+def certificates_are_read_again():
+    with tempfile.TemporaryDirectory() as folder:
+        certificate(folder, "first")
+        tls = f"tls: {{cert: '{folder}/cert.pem', key: '{folder}/key.pem'}}\n"
+        with running(text=tls) as (weir, engines, config):
+            assert "first" in presented(weir.port)
+            certificate(folder, "second")
+            reload(weir)
+            for _ in range(4):  # on every thread
+                assert "second" in presented(weir.port)
+            pathlib.Path(f"{folder}/key.pem").write_text("broken")
+            refused(weir)
+            assert "second" in presented(weir.port)
+
+
+CHECKS = [workers_come_and_go_under_load, a_leaving_worker_ends_its_streams, a_bad_file_changes_nothing,
+          limits_and_settings_change, certificates_are_read_again]
+
+if __name__ == "__main__":
+    sys.exit(run_checks(CHECKS, names))
