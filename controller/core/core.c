@@ -59,6 +59,7 @@ struct core {
     struct fleet fleet;
     struct policy_view view;
     int64_t now_ps;
+    bool opened; /* with the event under way, ejections have ended */
 
     struct request *requests; /* by handle */
     unsigned char *notes;     /* policy->request_bytes for each */
@@ -89,8 +90,9 @@ static const char *config_fault(const struct core_config *c)
         return "tell must be 0 to 8 (CORE_MAX_TOLD)";
     if (c->queue_timeout_ps <= 0)
         return "queue_timeout_ps must be above 0 (PS_NEVER: no limit)";
-    if (c->retry.percent > 100 || c->retry.floor_per_s > CORE_MAX_REQUESTS)
-        return "the retry budget must be at most 100 percent and 16777216 a second";
+    if (c->retry.budget && (c->retry.percent > 100 || !c->retry.floor_per_s ||
+                            c->retry.floor_per_s > CORE_MAX_REQUESTS))
+        return "the retry budget must be 0 to 100 percent, and 1 to 16777216 a second";
     if (c->n_workers > CORE_MAX_WORKERS || c->spare_workers > CORE_MAX_WORKERS)
         return "n_workers must be 1 to 16384, with spare_workers";
     return NULL;
@@ -920,7 +922,8 @@ static int on_arrival(struct core *c, const struct core_event *ev)
         return WEIR_E_INVALID;
     if (ev->request < c->requests_cap && c->requests[ev->request].phase != FREE)
         return WEIR_E_INVALID;
-    if (expire(c, ev->now_ps)) /* who is out of time leaves room: first for those who wait */
+    /* who is out of time leaves room, and ejections end: first for those who wait */
+    if (expire(c, ev->now_ps) || c->opened)
         release(c);
     c->stats.arrivals++;
     retry_budget_arrival(&c->budget, ev->now_ps);
@@ -967,7 +970,7 @@ static void went_wrong(struct core *c, const struct request *q, uint32_t w)
 
 static int on_prefill_done(struct core *c, struct request *q, const struct core_event *ev)
 {
-    bool opened = false;
+    bool opened = c->opened;
     if (q->phase != PREFILL || q->worker != ev->worker)
         return WEIR_E_INVALID;
     learn_first(c, q);
@@ -1027,21 +1030,7 @@ static int on_done(struct core *c, struct request *q, const struct core_event *e
     return 0;
 }
 
-/* A lost request: at once, or when the budget allows it; those that wait for it already go first. */
-static void try_again(struct core *c, struct request *q)
-{
-    q->attempt++;
-    c->stats.retried++;
-    if (!c->again.n && retry_budget_take(&c->budget, c->now_ps)) {
-        admit(c, q, true);
-        return;
-    }
-    c->stats.delayed++;
-    enqueue(c, q, HELD_RETRY);
-    announce_hold(c, q);
-}
-
-/* The budget may have grown. */
+/* The budget may have grown: those that wait for it are tried again, first in line first. */
 static void retry_waiting(struct core *c)
 {
     while (c->again.n && retry_budget_take(&c->budget, c->now_ps)) {
@@ -1049,6 +1038,29 @@ static void retry_waiting(struct core *c)
         leave_queue(c, q, &c->again, false);
         admit(c, q, true);
     }
+}
+
+/* A lost request: at once, or when the budget allows it. */
+static void try_again(struct core *c, struct request *q)
+{
+    q->phase = FREE;
+    q->streamed_tok = 0;
+    q->attempt++;
+    c->stats.retried++;
+    retry_waiting(c);
+    if (!c->again.n && retry_budget_take(&c->budget, c->now_ps)) {
+        admit(c, q, true);
+        return;
+    }
+    enum core_reason reason = no_room(c, q, true);
+    if (reason != CORE_REASON_NONE) {
+        over(c, q, 0, false);
+        reject(c, handle_of(c, q), reason);
+        return;
+    }
+    c->stats.delayed++;
+    enqueue(c, q, HELD_RETRY);
+    announce_hold(c, q);
 }
 
 static int on_failed(struct core *c, struct request *q, const struct core_event *ev)
@@ -1068,8 +1080,6 @@ static int on_failed(struct core *c, struct request *q, const struct core_event 
         over(c, q, q->streamed_tok, false);
         reject(c, ev->request, CORE_REASON_RETRIES);
     } else {
-        q->phase = FREE;
-        q->streamed_tok = 0;
         try_again(c, q);
     }
     return 0;
@@ -1197,7 +1207,7 @@ int core_event(struct core *c, const struct core_event *ev)
     c->now_ps = c->view.now_ps = ev->now_ps;
     if (!c->n_commands)
         c->n_told = 0;
-    fleet_tick(&c->fleet, ev->now_ps);
+    c->opened = fleet_tick(&c->fleet, ev->now_ps);
     int rc = handle(c, ev);
     if (rc) {
         c->now_ps = c->view.now_ps = before;

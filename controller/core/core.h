@@ -209,8 +209,8 @@ struct core_health_config {
 
 /* Tries again of requests that were lost: retry_budget.h. */
 struct core_retry_config {
-    bool budget; /* false: no limit but max_retries */
-    uint32_t percent, floor_per_s;
+    bool budget;                   /* false: no limit but max_retries */
+    uint32_t percent, floor_per_s; /* of arrivals; in any case, at least 1 */
 };
 
 struct policy_ops; /* controller/core/policy.h */
@@ -254,7 +254,8 @@ void core_free(struct core *c);
  * such a command leads to may be told before the rest is read: commands stay in order.
  * 0; WEIR_E_INVALID: nonsense (a handle not in use or in use already, the wrong worker, not in this state, time
  * runs back, a request without a prompt) or WEIR_E_LIMIT: more than 2 * max_requests + CORE_MAX_UNREAD commands
- * are unread. Either way nothing has changed. */
+ * are unread. Either way nothing has changed, but that ejections
+ * of workers may have ended by then. */
 WEIR_NODISCARD int core_event(struct core *c, const struct core_event *ev);
 bool core_next(struct core *c, struct core_command *out);
 

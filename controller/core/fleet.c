@@ -295,10 +295,12 @@ uint32_t fleet_block_size(const struct fleet *f)
     return size;
 }
 
-void fleet_tick(struct fleet *f, int64_t now_ps)
+bool fleet_tick(struct fleet *f, int64_t now_ps)
 {
     health_tick(&f->health, now_ps, f->inflight);
+    bool any = f->health.changed;
     follow_health(f);
+    return any;
 }
 
 void fleet_good(struct fleet *f, uint32_t w, int64_t latency_ps, uint32_t uncached_tok)

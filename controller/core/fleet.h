@@ -82,8 +82,9 @@ void fleet_limit(struct fleet *f, uint32_t max_inflight);
 /* Of all workers; 0: they differ, or there are none. */
 uint32_t fleet_block_size(const struct fleet *f);
 
-/* Time passes: ejected workers come back, outliers are ejected. Before anything else of an event. */
-void fleet_tick(struct fleet *f, int64_t now_ps);
+/* Time passes: ejected workers come back, outliers are ejected. Before anything else of an event. Returns whether any
+ * did. */
+bool fleet_tick(struct fleet *f, int64_t now_ps);
 /* What became of a request on w: as health_good and health_bad. */
 void fleet_good(struct fleet *f, uint32_t w, int64_t latency_ps, uint32_t uncached_tok);
 void fleet_bad(struct fleet *f, uint32_t w);

@@ -1,11 +1,15 @@
 /* prop_core.c - the decision core against a book of its promises: random fleets (roles, sizes, limits), every
  * policy, and random events: arrivals, answers, losses (also of requests just sent, before the other commands
- * are read), cancels, workers that die, drain and come back, late timers, nonsense.
+ * are read), cancels, workers that die, hang, fail and drag, drain and come back, telemetry that is late or wrong,
+ * late timers, nonsense. Most cases are short: a few thousand a second.
  *
  * Held to: a request is answered once and none is lost; it goes only to workers that are up, of the right role,
  * large enough and below their limit, and after a loss to another one while there is one; nobody who could go
  * waits, and nobody overtakes one of the same priority and turn who could have gone; refusals have their reason;
- * the bounds of the queue and its deadlines hold; retries are counted, and end; books and counters agree.
+ * the bounds of the queue and its deadlines hold; nothing is tried again after a part of its answer, retries are
+ * counted, end, and stay within their budget; ejected workers get nothing, one that is tried gets one at a
+ * time, and as long as any are up some are used (panic); tenants that wait get their share, within the bound
+ * that fairness.h names; books and counters agree.
  */
 #include <stdarg.h>
 #include <stddef.h>
@@ -25,9 +29,19 @@
 #define N_REQUESTS 150
 #define N_KEYS 8
 #define N_OPS 1200
-#define CASES 240
+#define CASES 1600
 
-enum state { NONE, ASKED, WAITING, WAITING_KV, IN_WHOLE, IN_PREFILL, HAS_KV, IN_DECODE };
+enum state {
+    NONE,
+    ASKED,
+    WAITING_RETRY,
+    WAITING,
+    WAITING_KV,
+    IN_WHOLE,
+    IN_PREFILL,
+    HAS_KV,
+    IN_DECODE
+};
 
 struct client {
     enum state state;
@@ -36,14 +50,18 @@ struct client {
     uint32_t worker, peer, avoid, losses, streamed;
     uint64_t seq;
     int64_t held_ps, arrived_ps;
+    bool later;      /* lost, and beyond the retry budget: told to wait before anything else */
     bool partial;    /* its last loss was after the first bytes */
     bool peer_lost;  /* its decode worker went down before the hand-over */
     bool dispatched; /* at least once: the bound of the queue does not count it any more */
     bool tokens;
 };
 
+enum manners { FINE, FAILS, HANGS };
+
 struct machine {
     bool up, draining;
+    enum manners manners;
     uint32_t inflight;
     uint64_t tok;
 };
@@ -59,13 +77,22 @@ struct bed {
     uint64_t seq;
     struct core_stats expect;
     uint32_t n_tenants;
-    bool timer; /* the event under way is a timer */
+    int64_t unit_ps; /* how fast time goes */
+    /* the last ten seconds, by tenth: what the retry budget is about */
+    int64_t tenth;
+    uint32_t arrived[100], retried[100];
+    bool ending; /* workers behave */
+    bool timer;  /* the event under way is a timer */
+    bool
+        shifted; /* it has changed who is healthy: commands may have been decided before or after */
+    bool retries; /* it is a loss after which the request is tried again */
     /* the commands yet to be read were decided before the last event */
     bool nested;
 };
 
 static struct {
-    uint64_t done, held, retried, cancelled, rejected[CORE_REASON_COUNT], legs[3];
+    uint64_t done, held, retried, delayed, ejections, cancelled, rejected[CORE_REASON_COUNT],
+        legs[3];
 } totals;
 
 static uint32_t below(struct bed *b, uint32_t n)
@@ -94,6 +121,16 @@ static bool open_now(const struct bed *b, uint32_t w)
 {
     return ready(b, w) && (!b->config.max_inflight_per_worker ||
                            b->m[w].inflight < b->config.max_inflight_per_worker);
+}
+
+static const struct health *health(const struct bed *b)
+{
+    return &b->core->fleet.health;
+}
+
+static bool trusted(const struct bed *b, uint32_t w)
+{
+    return ready(b, w) && health_trusts(health(b), w);
 }
 
 /* Whether any worker of the role has `what`, and room for c. */
@@ -134,7 +171,8 @@ static bool path(const struct bed *b, const struct client *c, bool decode_only,
 static bool could_take(const struct bed *b, const struct client *c, uint32_t w)
 {
     bool kv = c->state == WAITING_KV || c->state == HAS_KV;
-    if (!open_now(b, w) || !fits(b, c, w) || w == c->avoid)
+    if (!open_now(b, w) || !fits(b, c, w) || w == c->avoid ||
+        !health_admits(health(b), w, b->m[w].inflight))
         return false;
     if (b->workers[w].role == ROLE_BOTH)
         return true;
@@ -143,7 +181,8 @@ static bool could_take(const struct bed *b, const struct client *c, uint32_t w)
     if (!b->config.destination_first)
         return any(b, c, ROLE_DECODE, ready) || any(b, c, ROLE_BOTH, ready);
     for (uint32_t d = 0; d < b->config.n_workers; d++) {
-        if (d != c->avoid && b->workers[d].role != ROLE_PREFILL && fits(b, c, d) && open_now(b, d))
+        if (d != c->avoid && b->workers[d].role != ROLE_PREFILL && fits(b, c, d) &&
+            open_now(b, d) && health_admits(health(b), d, b->m[d].inflight))
             return true;
     }
     return false;
@@ -169,7 +208,47 @@ static void tell(struct bed *b, struct core_event ev);
 
 static bool waits(const struct client *c)
 {
-    return c->state == ASKED || c->state == WAITING;
+    return c->state == ASKED || c->state == WAITING || c->state == WAITING_RETRY;
+}
+
+/* Time goes on for the budget. */
+static void turn_tenths(struct bed *b)
+{
+    for (int64_t now = b->now_ps / (PS_PER_S / 10); b->tenth < now;) {
+        if (now - b->tenth > 100)
+            b->tenth = now - 101;
+        b->tenth++;
+        b->arrived[b->tenth % 100] = b->retried[b->tenth % 100] = 0;
+    }
+}
+
+/* Whether the budget has room for one retry more. The core may have spent more than is seen here, on requests for which
+ * there was no worker then. */
+static bool within_budget(const struct bed *b)
+{
+    uint64_t arrived = 0, retried = 1;
+    for (int i = 0; i < 100; i++) {
+        arrived += b->arrived[i];
+        retried += b->retried[i];
+    }
+    return !b->config.retry.budget ||
+           retried * 100 <=
+               arrived * b->config.retry.percent + UINT64_C(1000) * b->config.retry.floor_per_s;
+}
+
+/* A lost request is tried again, now or as soon as there is a worker. */
+static void spend_retry(struct bed *b, struct client *c)
+{
+    assert_true(within_budget(b));
+    b->retried[b->tenth % 100]++;
+    c->later = false;
+}
+
+/* By the core's own books. */
+static bool is_spent(const struct bed *b)
+{
+    const struct retry_budget *u = &b->core->budget;
+    return (u->retries + 1) * 100 > u->arrivals * u->percent + UINT64_C(1000) * u->floor_per_s;
 }
 
 static void check_target(const struct bed *b, const struct client *c, uint32_t w)
@@ -177,10 +256,12 @@ static void check_target(const struct bed *b, const struct client *c, uint32_t w
     assert_true(w < b->config.n_workers);
     assert_true(open_now(b, w));
     assert_true(fits(b, c, w));
-    if (w != c->avoid)
+    if (!b->nested && !b->shifted)
+        assert_true(trusted(b, w) || health(b)->workers[w].state == CORE_HEALTH_PROBING);
+    if (w != c->avoid || b->nested || b->shifted)
         return;
     for (uint32_t i = 0; i < b->config.n_workers; i++)
-        assert_false(i != w && b->workers[i].role == b->workers[w].role && ready(b, i) &&
+        assert_false(i != w && b->workers[i].role == b->workers[w].role && trusted(b, i) &&
                      fits(b, c, i));
 }
 
@@ -202,6 +283,9 @@ static void check_dispatch(struct bed *b, const struct core_command *cmd)
     bool decode = cmd->kind == CORE_CMD_DISPATCH_DECODE;
     enum worker_role role = b->workers[cmd->worker].role;
     assert_int_equal(cmd->attempt, c->losses);
+    if (c->state == WAITING_RETRY)
+        spend_retry(b, c);
+    assert_false(c->later);
     if (decode && c->state == HAS_KV && cmd->worker == c->peer) {
         /* destination-first, as promised: whether it has room was asked then */
         assert_true(b->m[cmd->worker].up && !c->peer_lost);
@@ -281,7 +365,7 @@ static int64_t deadline_ps(const struct bed *b, const struct client *c)
 {
     int64_t limit = b->config.queue_timeout_ps, slo = c->r.slo_ttft_ps;
     int64_t a = limit == PS_NEVER ? PS_NEVER : c->held_ps + limit;
-    if (!b->config.drop_late || slo == PS_NEVER || c->state != WAITING)
+    if (!b->config.drop_late || slo == PS_NEVER || c->state == WAITING_KV)
         return a;
     return c->arrived_ps + slo < a ? c->arrived_ps + slo : a;
 }
@@ -307,7 +391,12 @@ static void check_reason(const struct bed *b, const struct client *c, enum core_
         assert_true(!path(b, c, kv, may_come) || late || (full(b, c) && !c->losses));
         break;
     case CORE_REASON_TOO_LARGE: assert_false(path(b, c, false, exists)); break;
-    case CORE_REASON_RETRIES: assert_int_equal(c->losses, b->config.max_retries + 1); break;
+    case CORE_REASON_RETRIES:
+        if (c->losses == b->config.max_retries + 1)
+            break;
+        assert_true(c->state == WAITING_RETRY);
+        assert_true(b->now_ps - c->held_ps >= b->config.queue_timeout_ps);
+        break;
     case CORE_REASON_PARTIAL: assert_true(lost && !b->config.retry_partial); break;
     case CORE_REASON_TIMEOUT: assert_true(late && path(b, c, kv, ready)); break;
     default: fail_msg("reason %d", (int)reason);
@@ -329,8 +418,15 @@ static void check_reject(struct bed *b, const struct core_command *cmd)
 static void check_hold(struct bed *b, const struct core_command *cmd)
 {
     struct client *c = &b->c[cmd->request];
-    assert_true(c->state == ASKED || c->state == HAS_KV);
-    c->state = c->state == ASKED ? WAITING : WAITING_KV;
+    assert_true(c->state == ASKED || c->state == WAITING_RETRY || c->state == HAS_KV);
+    if (c->state == WAITING_RETRY)
+        spend_retry(b, c);
+    if (c->state == HAS_KV)
+        c->state = WAITING_KV;
+    else
+        c->state = c->later ? WAITING_RETRY : WAITING;
+    b->expect.delayed += c->later;
+    c->later = false;
     c->held_ps = b->now_ps;
     b->expect.held++;
     totals.held++;
@@ -382,7 +478,8 @@ static void apply(struct bed *b, const struct core_event *ev)
         c->state = ASKED;
         c->worker = c->peer = c->avoid = CORE_NO_WORKER;
         c->losses = c->streamed = 0;
-        c->dispatched = c->partial = false;
+        c->dispatched = c->partial = c->later = false;
+        b->arrived[b->tenth % 100]++;
         c->seq = b->seq++;
         c->arrived_ps = b->now_ps;
         b->expect.arrivals++;
@@ -407,8 +504,10 @@ static void apply(struct bed *b, const struct core_event *ev)
         c->partial = ev->partial || c->streamed;
         c->state = ASKED;
         c->avoid = ev->worker;
-        if (c->losses++ < b->config.max_retries && (!c->partial || b->config.retry_partial))
+        if (c->losses++ < b->config.max_retries && (!c->partial || b->config.retry_partial)) {
             b->expect.retried++;
+            b->retries = true;
+        }
         break;
     case CORE_EV_CANCELLED:
         clear(b, c);
@@ -455,7 +554,7 @@ static void check_books(const struct bed *b)
     }
     for (uint32_t i = 0; i < N_REQUESTS; i++) {
         assert_true(b->c[i].state != ASKED && b->c[i].state != HAS_KV); /* all are answered */
-        queued += b->c[i].state == WAITING || b->c[i].state == WAITING_KV;
+        queued += b->c[i].state >= WAITING_RETRY && b->c[i].state <= WAITING_KV;
         inflight += b->c[i].state >= IN_WHOLE;
     }
     struct core_stats s;
@@ -468,31 +567,84 @@ static void check_books(const struct bed *b)
     assert_int_equal(s.dispatched, b->expect.dispatched);
     assert_int_equal(s.cancelled, b->expect.cancelled);
     assert_int_equal(s.retried, b->expect.retried);
+    assert_int_equal(s.delayed, b->expect.delayed);
     assert_memory_equal(s.rejected, b->expect.rejected, sizeof s.rejected);
+}
+
+/* The books of health, and what they may lead to. */
+static void check_health(const struct bed *b)
+{
+    const struct health *h = health(b);
+    uint32_t n_ready[FLEET_ROLES] = {0}, n_sick[FLEET_ROLES] = {0}, n_used[FLEET_ROLES] = {0};
+    uint32_t ramping = 0, probing = 0;
+    for (uint32_t w = 0; w < b->config.n_workers; w++) {
+        const struct health_worker *k = &h->workers[w];
+        enum worker_role role = b->workers[w].role;
+        assert_int_equal(k->ready, ready(b, w));
+        assert_true(k->ready || k->state == CORE_HEALTH_OK);
+        n_ready[role] += k->ready;
+        n_sick[role] += k->state != CORE_HEALTH_OK;
+        n_used[role] += trusted(b, w);
+        ramping += k->ramping;
+        probing += k->state == CORE_HEALTH_PROBING;
+        if (k->state == CORE_HEALTH_EJECTED)
+            assert_true(k->until_ps > b->now_ps && h->next_ps <= k->until_ps);
+        if (k->state == CORE_HEALTH_PROBING && !b->config.health.panic_percent)
+            assert_true(b->m[w].inflight <= k->least + 1);
+    }
+    for (int role = 0; role < FLEET_ROLES; role++) {
+        assert_int_equal(h->n_ready[role], n_ready[role]);
+        assert_int_equal(h->n_sick[role], n_sick[role]);
+        assert_true(!b->config.health.panic_percent || !n_ready[role] || n_used[role]);
+    }
+    assert_int_equal(h->n_ramping, ramping);
+    assert_int_equal(h->n_probing, probing);
 }
 
 /* Nobody waits who could go, and nobody beyond the deadline. */
 static void check_waiting(const struct bed *b)
 {
-    int64_t next = PS_NEVER;
+    int64_t next = health_next_ps(health(b));
+    bool later = false;
     for (uint32_t i = 0; i < N_REQUESTS; i++) {
         const struct client *c = &b->c[i];
-        if (c->state != WAITING && c->state != WAITING_KV)
+        if (c->state < WAITING_RETRY || c->state > WAITING_KV)
             continue;
-        for (uint32_t w = 0; w < b->config.n_workers; w++)
+        later |= c->state == WAITING_RETRY;
+        for (uint32_t w = 0; c->state != WAITING_RETRY && w < b->config.n_workers; w++)
             assert_false(could_take(b, c, w));
         int64_t deadline = deadline_ps(b, c);
         next = deadline < next ? deadline : next;
         assert_true(b->timer ? deadline > b->now_ps : deadline >= b->now_ps);
     }
+    assert_true(!later || is_spent(b));
+    if (later && retry_budget_again_ps(&b->core->budget) < next)
+        next = retry_budget_again_ps(&b->core->budget);
     assert_int_equal(core_next_timer_ps(b->core), next);
 }
 
 static void tell(struct bed *b, struct core_event ev)
 {
     ev.now_ps = b->now_ps;
+    turn_tenths(b);
+    b->retries = false;
     apply(b, &ev);
+    struct core_worker_state was[N_WORKERS], is;
+    for (uint32_t w = 0; w < b->config.n_workers; w++)
+        core_get_worker(b->core, w, &was[w]);
+    b->shifted = health_next_ps(health(b)) <= b->now_ps; /* a late timer: two changes at once */
     assert_int_equal(core_event(b->core, &ev), 0);
+    for (uint32_t w = 0; w < b->config.n_workers; w++) {
+        core_get_worker(b->core, w, &is);
+        b->shifted |= was[w].used != is.used || was[w].health != is.health;
+    }
+    if (!b->retries)
+        return;
+    struct client *c = &b->c[ev.request];
+    c->later = b->core->requests[ev.request].phase == HELD_RETRY;
+    assert_true(!c->later || is_spent(b));
+    if (!c->later && b->core->requests[ev.request].phase != FREE)
+        spend_retry(b, c);
 }
 
 static void happen(struct bed *b, struct core_event ev)
@@ -502,15 +654,36 @@ static void happen(struct bed *b, struct core_event ev)
     tell(b, ev);
     read_commands(b);
     check_books(b);
+    check_health(b);
     check_waiting(b);
 }
 
 /* ---- a case */
 
+static int64_t span(struct bed *b, uint32_t n)
+{
+    return (1 + below(b, n)) * b->unit_ps;
+}
+
+static struct core_health_config some_health(struct bed *b)
+{
+    struct core_health_config h = {.breaker_failures = below(b, 3) ? 1 + below(b, 4) : 0,
+                                   .outlier_failure_percent = below(b, 2) * (1 + below(b, 60)),
+                                   .outlier_latency_percent = below(b, 2) * (101 + below(b, 300)),
+                                   .outlier_interval_ps = span(b, 20000),
+                                   .eject_ps = span(b, 1000),
+                                   .eject_max_percent = below(b, 101),
+                                   .panic_percent = below(b, 3) ? 1 + below(b, 100) : 0,
+                                   .slow_start_ps = below(b, 2) * span(b, 5000)};
+    h.eject_max_ps = h.eject_ps + below(b, 2) * span(b, 10000);
+    return h;
+}
+
 static void lay(struct bed *b, uint64_t seed)
 {
     memset(b, 0, sizeof *b);
     rng_init(&b->rng, seed);
+    b->unit_ps = below(b, 2) ? 1 : PS_PER_S / 100;
     uint32_t n = 1 + below(b, N_WORKERS), kind = below(b, 3);
     uint32_t limits[] = {0, 1, 2, 5};
     if (kind && n < 3)
@@ -541,13 +714,18 @@ static void lay(struct bed *b, uint64_t seed)
         .queue_max_bytes = below(b, 3) ? 0 : below(b, 4000),
         .drop_late = below(b, 2),
         .fair_quantum_tok = below(b, 2) ? 0 : 1 + below(b, 2000),
-        .queue_timeout_ps = below(b, 2) ? PS_NEVER : 1 + below(b, 3000),
+        .queue_timeout_ps = below(b, 2) ? PS_NEVER : span(b, 3000),
         .max_inflight_per_worker = limits[below(b, 4)],
         .max_retries = below(b, 4),
         .retry_partial = below(b, 2),
         .destination_first = below(b, 2),
         .max_requests = N_REQUESTS,
     };
+    if (below(b, 2))
+        b->config.retry = (struct core_retry_config){
+            .budget = true, .percent = below(b, 3) * 20, .floor_per_s = 1 + below(b, 2)};
+    if (below(b, 3))
+        b->config.health = some_health(b);
     b->n_tenants = 1 + below(b, 2) * below(b, 5);
     struct core_tenant heavy = {.id = 1, .weight = 3};
     b->config.tenants = &heavy;
@@ -575,7 +753,7 @@ static void op_arrival(struct bed *b)
     if (i == N_REQUESTS)
         return;
     struct client *c = &b->c[i];
-    int64_t slo = below(b, 2) ? 50 * PS_PER_MS : 1 + below(b, 3000);
+    int64_t slo = below(b, 2) ? 50 * PS_PER_MS : span(b, 3000);
     for (uint32_t k = 0; k < N_KEYS; k++)
         c->keys[k] = 1 + rng_mix64((k ? c->keys[k - 1] : 0) + below(b, 3));
     c->r = (struct core_request){.prompt_tok = 1 + below(b, below(b, 4) ? 500 : 1200),
@@ -624,6 +802,13 @@ static void op_step(struct bed *b, uint32_t i)
 {
     struct client *c = &b->c[i];
     struct core_event ev = {.request = i, .worker = c->worker};
+    enum manners manners = b->m[c->worker].manners;
+    if (!b->ending && manners == HANGS)
+        return;
+    if (!b->ending && manners == FAILS && below(b, 5)) {
+        op_failed(b, i);
+        return;
+    }
     if (c->state == IN_PREFILL) {
         ev.kind = CORE_EV_PREFILL_DONE;
     } else if (below(b, 3) == 0) {
@@ -633,7 +818,9 @@ static void op_step(struct bed *b, uint32_t i)
         ev.n = c->streamed + below(b, 3);
     } else {
         ev.kind = CORE_EV_DONE;
-        ev.n = 7;
+        ev.n = below(b, 20);
+        ev.error = below(b, 20) == 0;
+        ev.first_token_ps = below(b, 2) ? b->now_ps - below(b, 100) * b->unit_ps : 0;
     }
     happen(b, ev);
 }
@@ -641,7 +828,7 @@ static void op_step(struct bed *b, uint32_t i)
 static void op_report(struct bed *b)
 {
     uint32_t w = below(b, b->config.n_workers);
-    struct core_telemetry t = {.at_ps = b->now_ps - below(b, 50),
+    struct core_telemetry t = {.at_ps = b->now_ps - below(b, 50) * b->unit_ps,
                                .running = below(b, 9),
                                .waiting = below(b, 9),
                                .kv_used_blocks = below(b, 1000),
@@ -661,6 +848,7 @@ static void op_nonsense(struct bed *b)
                                                  CORE_EV_PROGRESS,     CORE_EV_DONE,
                                                  CORE_EV_FAILED,       CORE_EV_CANCELLED};
     struct core_command cmd;
+    happen(b, (struct core_event){.kind = CORE_EV_TIMER}); /* what time brings is not its doing */
     struct core_event ev = {.kind = kinds[below(b, 6)], .now_ps = b->now_ps, .worker = 0};
     ev.request = some(b, NONE, WAITING);
     if (ev.request == N_REQUESTS ||
@@ -679,7 +867,7 @@ static void op_nonsense(struct bed *b)
 
 static void pass_time(struct bed *b)
 {
-    int64_t to = b->now_ps + below(b, 60), timer = core_next_timer_ps(b->core);
+    int64_t to = b->now_ps + below(b, 60) * b->unit_ps, timer = core_next_timer_ps(b->core);
     if (timer <= to && below(b, 10)) { /* in time; else late */
         b->now_ps = timer;
         happen(b, (struct core_event){.kind = CORE_EV_TIMER});
@@ -699,6 +887,8 @@ static void op(struct bed *b)
     case 4: happen(b, (struct core_event){.kind = CORE_EV_WORKER_UP, .worker = w}); break;
     case 5:
     case 6: op_report(b); break;
+    case 11:
+    case 12: b->m[w].manners = below(b, 3); break;
     case 7: op_nonsense(b); break;
     case 8:
         i = some(b, WAITING, IN_DECODE);
@@ -723,10 +913,23 @@ static void op(struct bed *b)
 /* All workers come up, all answers come to their end. */
 static void wind_up(struct bed *b)
 {
+    b->ending = true;
     for (uint32_t w = 0; w < b->config.n_workers; w++)
         happen(b, (struct core_event){.kind = CORE_EV_WORKER_UP, .worker = w});
-    for (uint32_t i; (i = some(b, IN_WHOLE, IN_DECODE)) < N_REQUESTS;)
-        op_step(b, i);
+    for (uint32_t i; some(b, ASKED, IN_DECODE) < N_REQUESTS;) {
+        i = some(b, IN_WHOLE, IN_DECODE);
+        if (i < N_REQUESTS) {
+            op_step(b, i);
+            continue;
+        }
+        /* some wait for the retry budget, or for ejections to end: the core asks for the time */
+        assert_true(core_next_timer_ps(b->core) < PS_NEVER);
+        if (core_next_timer_ps(b->core) > b->now_ps + PS_PER_S)
+            b->now_ps = core_next_timer_ps(b->core);
+        else
+            b->now_ps += PS_PER_S; /* late, so as not to take too many steps */
+        happen(b, (struct core_event){.kind = CORE_EV_TIMER});
+    }
     assert_int_equal(some(b, ASKED, IN_DECODE), N_REQUESTS);
 }
 
@@ -736,7 +939,8 @@ static void random_case(uint64_t seed)
     struct core_stats s;
     assert_non_null(b);
     lay(b, seed);
-    for (int i = 0; i < N_OPS; i++)
+    uint32_t n = below(b, 8) ? 20 + below(b, 60) : N_OPS;
+    for (uint32_t i = 0; i < n; i++)
         op(b);
     wind_up(b);
     core_get_stats(b->core, &s);
@@ -746,6 +950,8 @@ static void random_case(uint64_t seed)
     assert_int_equal(over, s.arrivals);
     assert_int_equal(s.queued + s.inflight, 0);
     totals.retried += s.retried;
+    totals.delayed += s.delayed;
+    totals.ejections += s.ejections;
     core_free(b->core);
     free(b);
 }
@@ -754,17 +960,20 @@ static void test_promises(void **state)
 {
     (void)state;
     prop_run("prop_core", CASES, random_case);
-    printf("done %llu, held %llu, retried %llu, cancelled %llu; legs: whole %llu, prefill %llu, "
-           "decode %llu; refused, by reason:",
-           (unsigned long long)totals.done, (unsigned long long)totals.held,
-           (unsigned long long)totals.retried, (unsigned long long)totals.cancelled,
-           (unsigned long long)totals.legs[0], (unsigned long long)totals.legs[1],
-           (unsigned long long)totals.legs[2]);
+    printf(
+        "done %llu, held %llu, retried %llu, delayed %llu, ejections %llu, cancelled %llu; legs: whole %llu, prefill %llu, "
+        "decode %llu; refused, by reason:",
+        (unsigned long long)totals.done, (unsigned long long)totals.held,
+        (unsigned long long)totals.retried, (unsigned long long)totals.delayed,
+        (unsigned long long)totals.ejections, (unsigned long long)totals.cancelled,
+        (unsigned long long)totals.legs[0], (unsigned long long)totals.legs[1],
+        (unsigned long long)totals.legs[2]);
     for (int i = 1; i < CORE_REASON_COUNT; i++)
         printf(" %llu", (unsigned long long)totals.rejected[i]);
     printf("\n");
     if (prop_single())
         return;
+    assert_true(totals.delayed > 100 && totals.ejections > 100);
     assert_true(totals.done > 1000 && totals.held > 1000 && totals.retried > 1000);
     for (int i = 1; i < CORE_REASON_COUNT; i++)
         assert_true(totals.rejected[i] > 0);

@@ -18,11 +18,12 @@ void __sanitizer_set_death_callback(void (*callback)(void)) __attribute__((weak)
 
 static void tell(void)
 {
-    char text[160];
+    char text[512];
     if (!running)
         return;
-    int n = snprintf(text, sizeof text, "%s failed with seed %llu; repeat: WEIR_SEED=%llu\n",
-                     running, (unsigned long long)running_seed, (unsigned long long)running_seed);
+    int n = snprintf(text, sizeof text, "%s failed with seed %llu; repeat: WEIR_SEED=%llu %s\n",
+                     running, (unsigned long long)running_seed, (unsigned long long)running_seed,
+                     program_invocation_name);
     running = NULL;
     if (n > 0 && write(STDERR_FILENO, text, (size_t)n) < 0)
         return;

@@ -303,6 +303,17 @@ static void test_bad_config(void **unused)
     clear(&b);
 }
 
+static void test_bad_retry_budget(void **unused)
+{
+    struct bed b;
+    (void)unused;
+    lay(&b, "b");
+    b.config.retry = (struct core_retry_config){.budget = true, .percent = 10};
+    refused(&b.config, "the retry budget must be 0 to 100 percent, and 1 to 16777216 a second");
+    b.config.retry = (struct core_retry_config){.budget = true, .percent = 101, .floor_per_s = 1};
+    refused(&b.config, "the retry budget must be 0 to 100 percent, and 1 to 16777216 a second");
+}
+
 static void test_policy_params(void **unused)
 {
     struct bed b;
@@ -1106,14 +1117,16 @@ static void test_retry_budget(void **unused)
     struct bed b;
     (void)unused;
     lay(&b, "bb");
-    b.config.retry = (struct core_retry_config){.budget = true, .percent = 100};
+    b.config.retry = (struct core_retry_config){.budget = true, .percent = 100, .floor_per_s = 1};
     b.config.queue_timeout_ps = 15 * PS_PER_S;
-    b.config.max_retries = 10;
+    b.config.max_retries = 50;
     start(&b);
     arrive(&b, 0);
     expect(&b, CORE_CMD_DISPATCH, 0, 0);
-    fail_on(&b, 0, 0, false);
-    assert_int_equal(expect(&b, CORE_CMD_DISPATCH, 0, 1).attempt, 1);
+    for (uint32_t i = 0; i < 11; i++) { /* ten are the floor's, one that of the arrival */
+        fail_on(&b, 0, i % 2, false);
+        assert_int_equal(expect(&b, CORE_CMD_DISPATCH, 0, (i + 1) % 2).attempt, i + 1);
+    }
     fail_on(&b, 0, 1, false);
     expect_hold(&b, 0);
     assert_int_equal(stats(&b).delayed, 1);
@@ -1128,16 +1141,25 @@ static void test_retry_budget(void **unused)
         WEIR_E_INVALID);
     arrive(&b, 1); /* room for one more */
     expect(&b, CORE_CMD_DISPATCH, 1, 0);
-    assert_int_equal(expect(&b, CORE_CMD_DISPATCH, 0, 0).attempt, 2);
+    assert_int_equal(expect(&b, CORE_CMD_DISPATCH, 0, 0).attempt, 12);
     fail_on(&b, 0, 0, false);
     fail_on(&b, 1, 0, false);
     expect_hold(&b, 0);
     expect_hold(&b, 1);
     assert_int_equal(say(&b, CORE_EV_CANCELLED, 1, 0), 0);
-    b.now_ps += 15 * PS_PER_S; /* at its deadline the timer says so first */
+    b.now_ps += 10 * PS_PER_S; /* what was used is forgotten */
+    assert_int_equal(say(&b, CORE_EV_TIMER, 0, 0), 0);
+    expect(&b, CORE_CMD_DISPATCH, 0, 1);
+    assert_int_equal(stats(&b).queued, 0);
+    for (uint32_t i = 0; i < 9; i++) {
+        fail_on(&b, 0, (i + 1) % 2, false);
+        expect(&b, CORE_CMD_DISPATCH, 0, i % 2);
+    }
+    fail_on(&b, 0, 0, false);
+    expect_hold(&b, 0);
+    b.now_ps += 15 * PS_PER_S + 1; /* told too late: its own deadline has passed */
     assert_int_equal(say(&b, CORE_EV_TIMER, 0, 0), 0);
     expect_reject(&b, 0, CORE_REASON_RETRIES);
-    assert_int_equal(stats(&b).queued, 0);
     clear(&b);
 }
 
@@ -1707,6 +1729,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bad_config),
+        cmocka_unit_test(test_bad_retry_budget),
         cmocka_unit_test(test_policy_params),
         cmocka_unit_test(test_needs),
         cmocka_unit_test(test_events_by_phase),
