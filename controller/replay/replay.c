@@ -152,7 +152,12 @@ static void live_fill(struct replay *r, uint32_t i, const struct trace_request *
                                      .prefill_worker = CORE_NO_WORKER,
                                      .tenant = t->tenant,
                                      .session = t->session,
-                                     .overlap_tok = -1};
+                                     .overlap_tok = -1,
+                                     .max_tokens = t->max_tokens,
+                                     .priority = t->priority,
+                                     .keys = l->keys,
+                                     .n_keys = t->n_keys,
+                                     .key_tok = t->key_tok};
 }
 
 /* ---- sessions */

@@ -25,6 +25,11 @@ struct report_request {
     enum core_reason reason;         /* CORE_REASON_NONE: completed */
     uint64_t tenant, session;
     double overlap_tok; /* believed by the policy; -1 none */
+    /* as the trace has them, so that the log can be replayed; keys: borrowed for the call */
+    uint32_t max_tokens;
+    int32_t priority;
+    const uint64_t *keys;
+    uint32_t n_keys, key_tok;
 };
 
 struct report_worker {
@@ -90,6 +95,9 @@ struct report_summary {
     double gpu_hours;
 };
 void report_summarise(const struct report *r, struct report_summary *out);
+
+/* Of one request; the rest of a longer prompt has no name in its log. */
+#define REQUEST_LOG_MAX_KEYS 16384u
 
 /* Per-request records as JSONL, optionally compressed by the file's name (.zst, .gz, else plain; "-" is
  * standard output). policy is written into each line. */

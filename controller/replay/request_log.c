@@ -29,7 +29,9 @@
 
 #define BUFFER_BYTES ((size_t)1 << 20)
 #define PACKED_BYTES ((size_t)1 << 18)
-#define LINE_BYTES 2048 /* at least the longest line: names 600, numbers 30 * 28, policy 256 */
+#define LINE_BYTES                                                                                 \
+    2048 /* at least the longest line without keys: names 600, numbers 33 * 28, policy 256 */
+#define KEY_BYTES 19 /* with quotes and comma */
 #define POLICY_BYTES 128
 #define POLICY_JSON_BYTES 256
 /* Somebody waits for the replay: level 3 of zstd takes 1.5 times and level 6 of gzip 2.5 times
@@ -175,15 +177,45 @@ static char *put_worker(char *p, uint32_t worker)
     return worker == CORE_NO_WORKER ? PUT(p, "null") : put_uint(p, worker);
 }
 
-/* A session or tenant, which the trace names by its hash. */
-static char *put_name(char *p, uint64_t hash)
+static char *put_hash(char *p, uint64_t hash)
 {
-    if (!hash)
-        return PUT(p, "null");
     *p++ = '"';
     for (int shift = 60; shift >= 0; shift -= 4)
         *p++ = "0123456789abcdef"[hash >> shift & 15];
     *p++ = '"';
+    return p;
+}
+
+/* A session or tenant, which the trace names by its hash. */
+static char *put_name(char *p, uint64_t hash)
+{
+    return hash ? put_hash(p, hash) : PUT(p, "null");
+}
+
+/* What a replay of this log has to know beside sizes and times. */
+static char *put_prompt(char *p, const struct report_request *q)
+{
+    uint32_t n = q->n_keys < REQUEST_LOG_MAX_KEYS ? q->n_keys : REQUEST_LOG_MAX_KEYS;
+    if (q->max_tokens) {
+        p = PUT(p, ",\"max_tokens\":");
+        p = put_uint(p, q->max_tokens);
+    }
+    if (q->priority) {
+        p = PUT(p, ",\"priority\":");
+        if (q->priority < 0)
+            *p++ = '-';
+        p = put_uint(p, (uint64_t)llabs(q->priority));
+    }
+    if (!n)
+        return p;
+    p = PUT(p, ",\"key_tok\":");
+    p = put_uint(p, q->key_tok);
+    p = PUT(p, ",\"keys\":[");
+    for (uint32_t i = 0; i < n; i++) {
+        p = put_hash(p, q->keys[i]);
+        *p++ = ',';
+    }
+    p[-1] = ']';
     return p;
 }
 
@@ -268,12 +300,14 @@ static char *put_line(char *p, const struct request_log *l, const struct report_
     p = put_uint(p, q->preemptions);
     p = PUT(p, ",\"retries\":");
     p = put_uint(p, q->retries);
+    p = put_prompt(p, q);
     return PUT(p, "}\n");
 }
 
 static void write_line(struct request_log *l, const struct report_request *q)
 {
-    if (l->len + LINE_BYTES > BUFFER_BYTES)
+    size_t n = q->n_keys < REQUEST_LOG_MAX_KEYS ? q->n_keys : REQUEST_LOG_MAX_KEYS;
+    if (l->len + LINE_BYTES + n * KEY_BYTES > BUFFER_BYTES)
         flush(l, false);
     l->len = (size_t)(put_line(l->buffer + l->len, l, q) - l->buffer);
     if (q->row == l->next_row)
@@ -287,11 +321,22 @@ static bool earlier(const struct waiting *a, const struct waiting *b)
     return a->arrival_ps != b->arrival_ps ? a->arrival_ps < b->arrival_ps : a->row < b->row;
 }
 
+static const uint64_t *copy_keys(const struct report_request *q)
+{
+    if (!q->n_keys)
+        return NULL;
+    uint64_t *keys = malloc(q->n_keys * sizeof *keys);
+    if (!keys)
+        abort(); /* as mem.h */
+    return memcpy(keys, q->keys, q->n_keys * sizeof *keys);
+}
+
 static void heap_push(struct request_log *l, const struct report_request *q)
 {
     uint32_t slot = l->n_spare ? l->spare[--l->n_spare] : l->n_slots++;
     MEM_GROW(l->slots, l->slots_cap, l->n_slots);
     l->slots[slot] = *q;
+    l->slots[slot].keys = copy_keys(q);
     struct waiting w = {q->arrival_ps, q->row, slot};
     MEM_GROW(l->heap, l->heap_cap, l->n_heap + 1);
     uint32_t i = l->n_heap++;
@@ -329,7 +374,9 @@ static void write_waiting(struct request_log *l, bool all)
         const struct waiting *w = &l->heap[0];
         if (!all && (w->row != l->next_row || l->slots[w->slot].session))
             return;
-        write_line(l, heap_pop(l));
+        const struct report_request *q = heap_pop(l);
+        write_line(l, q);
+        free((void *)q->keys);
     }
 }
 

@@ -477,21 +477,35 @@ static int parse_row(struct trace *t, struct row *r)
     return rc;
 }
 
-/* 1: *out filled. 0: the trace itself marks the row as failed. */
+static int use_row(struct trace *t, const struct row *r, struct trace_request *out)
+{
+    struct verdict v = {0};
+    int rc = check_row(t, r, &v);
+    if (rc)
+        return rc;
+    take_row(t, r, &v, out);
+    return 1;
+}
+
+/* 1: *out filled. 0: there is nothing to be had of this row: the trace itself marks it as failed, or (t->is_live) it waits
+ * for its turn. */
 static int load_row(struct trace *t, struct trace_request *out)
 {
     struct row r = {.ttft_ms = -1, .e2e_ms = -1};
-    struct verdict v = {0};
     int rc = parse_row(t, &r);
     if (rc)
         return rc;
-    if (r.failed)
+    if (r.failed) {
+        t->failed_rows++;
         return 0;
-    rc = check_row(t, &r, &v);
-    if (rc)
-        return rc;
-    take_row(t, &r, &v, out);
-    return 1;
+    }
+    t->is_live |= r.live;
+    if (!t->is_live)
+        return use_row(t, &r, out);
+    rc = check_tokens(t, &r);
+    if (!rc)
+        rc = check_keys(t, &r, r.key_tok);
+    return rc ? rc : trace_live_push(t, &r);
 }
 
 /* A bad row: whether it is tolerated. */
@@ -509,18 +523,28 @@ static bool tolerate(struct trace *t)
     return false;
 }
 
+/* As trace_next, or 0 where the trace is not at its end: see t->live_end. */
+static int step(struct trace *t, struct trace_request *out)
+{
+    struct row r;
+    if (t->is_live && (t->live_end || trace_live_full(t)) && trace_live_pop(t, &r))
+        return use_row(t, &r, out);
+    int rc = next_line(t);
+    if (rc > 0)
+        return load_row(t, out);
+    t->live_end = !rc;
+    return rc;
+}
+
 int trace_next_row(struct trace *t, struct trace_request *out)
 {
     while (!t->failed && (!t->opt.max_rows || t->rows < t->opt.max_rows)) {
-        int rc = next_line(t);
-        if (rc <= 0)
-            return rc;
-        rc = load_row(t, out);
+        if (t->live_end && !t->live.n)
+            return 0;
+        int rc = step(t, out);
         if (rc > 0)
             return 1;
-        if (!rc)
-            t->failed_rows++;
-        else if (rc != WEIR_E_INPUT || t->failed || !tolerate(t))
+        if (rc && (rc != WEIR_E_INPUT || t->failed || !tolerate(t)))
             t->failed = rc;
     }
     return t->failed;
@@ -652,6 +676,7 @@ void trace_close(struct trace *t)
     free(t->sessions);
     free(t->lone.keys);
     trace_spread_deinit(&t->spread);
+    trace_live_deinit(&t->live);
     free(t->ids);
     free(t->out_ids);
     free(t->pool);

@@ -17,7 +17,8 @@
  * "max_tokens":..,"priority":..,"session":"..","tenant":"..","delay_ms":..,"key_tok":..,
  * "keys":["16 hex digits",..],"ttft_ms":..,"e2e_ms":..,"status":".."}; arrival_ms (first turns),
  * prompt_tok and output_tok are required. Sessions and tenants of 16 hex digits are taken as the hash
- * itself. A row with status other than "completed" or "ok" and no output counts as failed. A log holds
+ * itself. Rows with "live":true (the log of weir serve) come in order of their ends and are put in order of arrival
+ * here, TRACE_LIVE_ROWS_MAX of them at a time. A row with status other than "completed" or "ok" and no output counts as failed. A log holds
  * one replay: rows of a second policy are bad.
  *
  * mooncake-delta: a later row of a session brings only its new input; the prompt is previous prompt +
@@ -62,6 +63,8 @@ enum trace_format {
 #define TRACE_ERROR_BYTES 512
 #define TRACE_STEP_ROWS_MAX (1u << 20)    /* rows of one timestamp that spread_ps holds */
 #define TRACE_STEP_KEYS_MAX (1u << 27)    /* and their keys, 1 GiB */
+#define TRACE_LIVE_ROWS_MAX (1u << 20)    /* rows of a live log that wait for an earlier one */
+#define TRACE_LIVE_KEYS_MAX (1u << 27)    /* and their keys, 1 GiB */
 #define TRACE_SESSIONS_MAX (1u << 24)     /* distinct session ids in one trace */
 #define TRACE_SESSION_KEYS_MAX (1u << 27) /* mooncake-delta: keys kept for all sessions, 1 GiB */
 

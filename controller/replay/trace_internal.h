@@ -5,6 +5,7 @@
  *   trace_json.c    a row of Mooncake JSONL or of weir's log; the plain Mooncake row by hand
  *   trace_csv.c     a row of Azure's or BurstGPT's CSV
  *   trace_spread.c  arrivals of one timestamp spread over its step
+ *   trace_live.c    rows in order of their ends put in order of arrival
  */
 #ifndef WEIR_TRACE_INTERNAL_H
 #define WEIR_TRACE_INTERNAL_H
@@ -25,6 +26,7 @@ typedef __int128 wide_ps; /* absolute times (since 1970) do not fit int64_t pico
 struct row {
     bool has_time, has_ids, has_in, has_out;
     bool failed; /* the trace says that this request failed: left out and counted */
+    bool live;   /* of a log in order of ends */
     wide_ps time_ps;
     int64_t delay_ps;
     uint64_t in_tok, out_tok, max_tok;
@@ -73,6 +75,19 @@ struct spread {
     struct rng rng;
 };
 
+/* trace_live.c: rows that are read ahead, earliest first. */
+struct live_row {
+    struct row row;
+    uint64_t seq;  /* its place in the files, among equals */
+    uint64_t *ids; /* owned */
+};
+
+struct live_rows {
+    struct live_row *heap;
+    uint32_t n, cap;
+    uint64_t n_keys, seq;
+};
+
 struct trace {
     enum trace_format format;
     struct trace_options opt;
@@ -107,6 +122,8 @@ struct trace {
     int64_t last_ps;
     uint64_t policy; /* whose log this is, 0: not known yet */
     struct spread spread;
+    struct live_rows live;
+    bool is_live, live_end; /* rows go through `live`; no more lines */
     int failed;
     char error[TRACE_ERROR_BYTES], first_bad[TRACE_ERROR_BYTES];
 };
@@ -140,6 +157,14 @@ WEIR_NODISCARD int trace_csv_row(struct trace *t, struct row *r);
 
 /* The next good row, in the order of the file, at its recorded time: trace_next without spreading. */
 WEIR_NODISCARD int trace_next_row(struct trace *t, struct trace_request *out);
+
+/* Keeps a row and its ids (t->ids) for later. 0 or WEIR_E_NOMEM. */
+WEIR_NODISCARD int trace_live_push(struct trace *t, const struct row *r);
+/* Whether no more may be kept: the earliest has to go. */
+bool trace_live_full(const struct trace *t);
+/* The earliest row, its ids in t->ids. False: there is none. */
+bool trace_live_pop(struct trace *t, struct row *r);
+void trace_live_deinit(struct live_rows *l);
 
 /* trace_next with t->opt.spread_ps. */
 WEIR_NODISCARD int trace_spread_next(struct trace *t, struct trace_request *out);

@@ -222,6 +222,7 @@ enum field {
     F_STATUS,
     F_POLICY,
     F_WEIR,
+    F_LIVE,
     F_N,
 };
 
@@ -252,10 +253,23 @@ static const struct field_name mooncake_fields[] = {
 };
 
 static const struct field_name weir_fields[] = {
-    {"arrival_ms", F_TIME},   {"prompt_tok", F_IN},   {"output_tok", F_OUT}, {"max_tokens", F_MAX},
-    {"priority", F_PRIORITY}, {"session", F_SESSION}, {"tenant", F_TENANT},  {"key_tok", F_KEY_TOK},
-    {"keys", F_KEYS},         {"ttft_ms", F_TTFT},    {"e2e_ms", F_E2E},     {"status", F_STATUS},
-    {"delay_ms", F_DELAY},    {"policy", F_POLICY},   {"weir", F_WEIR},      {NULL, F_N},
+    {"arrival_ms", F_TIME},
+    {"prompt_tok", F_IN},
+    {"output_tok", F_OUT},
+    {"max_tokens", F_MAX},
+    {"priority", F_PRIORITY},
+    {"session", F_SESSION},
+    {"tenant", F_TENANT},
+    {"key_tok", F_KEY_TOK},
+    {"keys", F_KEYS},
+    {"ttft_ms", F_TTFT},
+    {"e2e_ms", F_E2E},
+    {"status", F_STATUS},
+    {"delay_ms", F_DELAY},
+    {"policy", F_POLICY},
+    {"weir", F_WEIR},
+    {"live", F_LIVE},
+    {NULL, F_N},
 };
 
 static const struct field_name *field_of(const struct field_name *names, yyjson_val *key)
@@ -346,6 +360,7 @@ static int take_field(struct trace *t, const struct field_name *f, yyjson_val *v
         r->failed = yyjson_is_str(v) && strcmp(yyjson_get_str(v), "completed") != 0 &&
                     strcmp(yyjson_get_str(v), "ok") != 0;
         return want_text(t, f->name, v);
+    case F_LIVE: r->live = yyjson_get_bool(v); return 0;
     case F_POLICY: return want_name(t, f->name, v, false, &r->policy);
     case F_WEIR:
         if (yyjson_get_uint(v) == 1)
