@@ -22,7 +22,7 @@ import time
 WEIR = sys.argv[1]
 SOURCE = pathlib.Path(__file__).resolve().parent.parent.parent
 THREADS = ("--threads", os.environ["WEIR_THREADS"]) if "WEIR_THREADS" in os.environ else ()
-PATIENCE_S = 30  # for things that take milliseconds on an idle machine
+PATIENCE_S = int(os.environ.get("WEIR_PATIENCE_S", "30"))  # for things that take milliseconds on an idle machine
 
 
 class Process:
