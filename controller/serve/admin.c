@@ -227,8 +227,8 @@ static bool is_loopback(const char *host)
     return !strncmp(host, "127.", 4) || !strcmp(host, "::1");
 }
 
-struct admin *admin_new(struct http_loop *http, const char *host, uint16_t port, const char *token,
-                        const struct metrics_view *view, struct poller *poller,
+struct admin *admin_new(struct http_loop *http, const char *host, uint16_t port, int fd,
+                        const char *token, const struct metrics_view *view, struct poller *poller,
                         char error[PROXY_ERROR_BYTES])
 {
     struct http_server_options o;
@@ -256,6 +256,7 @@ struct admin *admin_new(struct http_loop *http, const char *host, uint16_t port,
     http_server_defaults(&o);
     o.host = host;
     o.port = port;
+    o.fd = fd;
     o.max_connections = 256;
     o.max_body_bytes = 1 << 16;
     a->server = http_server_new(http, &o, &ops, a, error);
@@ -263,6 +264,11 @@ struct admin *admin_new(struct http_loop *http, const char *host, uint16_t port,
         return a;
     free(a);
     return NULL;
+}
+
+int admin_listen_fd(const struct admin *a)
+{
+    return http_server_fd(a->server);
 }
 
 uint16_t admin_port(const struct admin *a)

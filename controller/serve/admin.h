@@ -16,11 +16,13 @@
 
 struct admin;
 
-/* Listens on the poller's loop. token: NULL or empty: none needed. NULL and error. view's proxies are borrowed. */
-struct admin *admin_new(struct http_loop *http, const char *host, uint16_t port, const char *token,
-                        const struct metrics_view *view, struct poller *poller,
+/* Listens on the poller's loop, on fd if that is not -1. token: NULL or empty: none needed. NULL and error. view's proxies
+ * are borrowed. */
+struct admin *admin_new(struct http_loop *http, const char *host, uint16_t port, int fd,
+                        const char *token, const struct metrics_view *view, struct poller *poller,
                         char error[PROXY_ERROR_BYTES]);
 uint16_t admin_port(const struct admin *a);
+int admin_listen_fd(const struct admin *a);
 void admin_close(struct admin *a);
 
 #endif

@@ -4,7 +4,7 @@
  *   thread i    = loop i: proxy
  *
  * SIGTERM and SIGINT drain: no more connections are taken, requests in the path end, then the process does; a second one
- * ends it at once.
+ * ends it at once. SIGHUP reloads the config (reload.h); SIGUSR2 restarts without a gap (successor.h).
  */
 #include <errno.h>
 #include <signal.h>
@@ -16,8 +16,14 @@
 
 #include "controller/commands.h"
 #include "controller/serve/admin.h"
+#include "controller/serve/notify.h"
 #include "controller/serve/reload.h"
+#include "controller/serve/sockets.h"
 #include "controller/serve/start.h"
+#include "controller/serve/successor.h"
+
+#define READY_WITHIN_MS 5000u
+#define READY_LOOK_MS 20u
 
 struct thread {
     uv_thread_t id;
@@ -38,7 +44,11 @@ struct daemon {
     struct proxy **proxies;
     struct poller *poller;
     struct admin *admin;
-    uv_signal_t term, intr, hup;
+    uv_signal_t term, intr, hup, usr2;
+    struct sockets sockets; /* that were given */
+    struct successor successor;
+    uv_timer_t readiness;
+    uint64_t started_ms;
     struct reload reload;
     uv_async_t applied;
     atomic_uint applying; /* threads that have not taken over what a reload changed */
@@ -89,12 +99,15 @@ static void raise_files(void)
 static void on_ended(uv_async_t *handle)
 {
     struct daemon *d = handle->data;
-    admin_close(d->admin);
+    admin_close(d->admin); /* NULL: a successor has taken it over */
+    successor_close(&d->successor);
     poller_close(d->poller);
     proxy_close(d->proxies[0]);
     uv_close((uv_handle_t *)&d->term, NULL);
     uv_close((uv_handle_t *)&d->intr, NULL);
     uv_close((uv_handle_t *)&d->hup, NULL);
+    uv_close((uv_handle_t *)&d->usr2, NULL);
+    uv_close((uv_handle_t *)&d->readiness, NULL);
     uv_close((uv_handle_t *)&d->applied, NULL);
     reload_deinit(&d->reload);
     uv_close((uv_handle_t *)&d->ended, NULL);
@@ -147,10 +160,22 @@ static void on_hup(uv_signal_t *handle, int number)
 {
     struct daemon *d = handle->data;
     (void)number;
+    notify_reloading();
     reload_begin(&d->reload);
+    notify_ready();
 }
 
 /* ---- the end */
+
+static void drain(struct daemon *d)
+{
+    if (atomic_exchange(&d->serve.draining, true))
+        return;
+    fprintf(stderr, "weir serve: draining: requests in the path end, then so does this process\n");
+    reload_stop(&d->reload);
+    for (uint32_t i = 0; i < d->n_threads; i++)
+        uv_async_send(&d->threads[i].drain);
+}
 
 static void on_signal(uv_signal_t *handle, int number)
 {
@@ -160,11 +185,68 @@ static void on_signal(uv_signal_t *handle, int number)
                 number == SIGINT ? "SIGINT" : "SIGTERM");
         _exit(1);
     }
-    fprintf(stderr, "weir serve: draining: requests in the path end, then so does this process\n");
-    reload_stop(&d->reload);
-    atomic_store(&d->serve.draining, true);
+    if (d->admin) /* else the service goes on without us */
+        notify_stopping();
+    drain(d);
+}
+
+/* ---- restart */
+
+static void on_successor(void *user, bool ready)
+{
+    struct daemon *d = user;
+    if (!ready) {
+        fprintf(stderr, "weir serve: no restart: this process goes on\n");
+        return;
+    }
+    fprintf(stderr, "weir serve: a new process has taken over\n");
+    admin_close(d->admin);
+    d->admin = NULL;
+    drain(d);
+}
+
+static void on_usr2(uv_signal_t *handle, int number)
+{
+    struct daemon *d = handle->data;
+    char error[YTREE_ERROR_BYTES];
+    int data[HUB_MAX_LOOPS];
+    (void)number;
+    if (atomic_load(&d->serve.draining)) {
+        fprintf(stderr, "weir serve: SIGUSR2 while draining: no restart\n");
+        return;
+    }
     for (uint32_t i = 0; i < d->n_threads; i++)
-        uv_async_send(&d->threads[i].drain);
+        data[i] = proxy_listen_fd(d->proxies[i]);
+    ytree_error(error, "one is starting already");
+    if (successor_start(&d->successor, &d->threads[0].uv, data, d->n_threads,
+                        admin_listen_fd(d->admin), error))
+        fprintf(stderr, "weir serve: no new process: %s\n", error);
+    else
+        fprintf(stderr, "weir serve: starting a new process that takes the sockets over\n");
+}
+
+/* ---- the beginning */
+
+/* Every worker has been asked once, or READY_WITHIN_MS have passed: a worker that hangs holds nobody up. */
+static bool is_ready(const struct daemon *d)
+{
+    const struct serve *s = &d->serve;
+    bool heard = true;
+    for (uint32_t i = 0; i < s->n_workers && heard; i++) {
+        const struct poller_worker *w = poller_worker_at(d->poller, i);
+        heard = !s->workers[i].present || w->answered_ms || w->failed;
+    }
+    return heard || uv_now(&d->threads[0].uv) - d->started_ms > READY_WITHIN_MS;
+}
+
+static void on_readiness(uv_timer_t *timer)
+{
+    struct daemon *d = timer->data;
+    if (!is_ready(d))
+        return;
+    uv_timer_stop(timer);
+    notify_ready();
+    sockets_tell_ready(&d->sockets);
 }
 
 static int open_thread(struct daemon *d, uint32_t i)
@@ -181,7 +263,8 @@ static int open_thread(struct daemon *d, uint32_t i)
         return complain("out of memory");
     if (i) /* the first one may have let the system choose */
         d->serve.live->set.listen_port = proxy_port(d->proxies[0]);
-    t->proxy = d->proxies[i] = proxy_new(&d->serve, &t->uv, t->http, -1, error);
+    t->proxy = d->proxies[i] =
+        proxy_new(&d->serve, &t->uv, t->http, sockets_take(&d->sockets, i), error);
     return t->proxy ? 0 : complain("%s", error);
 }
 
@@ -205,6 +288,10 @@ static int open_all(struct daemon *d)
     const struct serve_config *c = &d->config;
     char error[PROXY_ERROR_BYTES];
     d->n_threads = c->set.threads;
+    if (d->sockets.n_data > d->n_threads) { /* none may be left without somebody who accepts */
+        d->n_threads = d->sockets.n_data;
+        fprintf(stderr, "weir serve: %u sockets were handed over: as many threads\n", d->n_threads);
+    }
     d->threads = calloc(d->n_threads, sizeof *d->threads);
     d->proxies = calloc(d->n_threads, sizeof *d->proxies);
     if (!d->threads || !d->proxies)
@@ -223,8 +310,8 @@ static int open_all(struct daemon *d)
                                 .n_proxies = d->n_threads,
                                 .poller = d->poller,
                                 .http = first->http};
-    d->admin = admin_new(first->http, c->admin_host, c->admin_port, c->admin_token, &view,
-                         d->poller, error);
+    d->admin = admin_new(first->http, c->admin_host, c->admin_port, d->sockets.admin,
+                         c->admin_token, &view, d->poller, error);
     if (!d->admin)
         return complain("%s", error);
     if (uv_async_init(&first->uv, &d->ended, on_ended) ||
@@ -240,11 +327,19 @@ static int open_all(struct daemon *d)
                                 .spread = spread,
                                 .user = d};
     reload_init(&d->reload);
+    d->successor.done = on_successor;
+    d->successor.user = d;
+    successor_init(&d->successor);
     atomic_store(&d->running, d->n_threads);
     uv_signal_init(&first->uv, &d->term);
     uv_signal_init(&first->uv, &d->intr);
     uv_signal_init(&first->uv, &d->hup);
-    d->term.data = d->intr.data = d->hup.data = d;
+    uv_signal_init(&first->uv, &d->usr2);
+    uv_timer_init(&first->uv, &d->readiness);
+    d->term.data = d->intr.data = d->hup.data = d->usr2.data = d->readiness.data = d;
+    d->started_ms = uv_now(&first->uv);
+    uv_timer_start(&d->readiness, on_readiness, 0, READY_LOOK_MS);
+    uv_signal_start(&d->usr2, on_usr2, SIGUSR2);
     uv_signal_start(&d->hup, on_hup, SIGHUP);
     uv_signal_start(&d->term, on_signal, SIGTERM);
     uv_signal_start(&d->intr, on_signal, SIGINT);
@@ -296,7 +391,7 @@ static int start(struct daemon *d)
 {
     char error[YTREE_ERROR_BYTES];
     raise_files();
-    if (serve_init(&d->serve, &d->config, error))
+    if (sockets_inherit(&d->sockets, error) || serve_init(&d->serve, &d->config, error))
         return complain("%s", error);
     int rc = open_all(d);
     if (!rc)
@@ -322,8 +417,10 @@ int serve_main(int argc, char **argv)
         rc = 0; /* it has answered: --help */
     else if (d.args.check)
         rc = serve_check(&d.config, error) ? complain("%s", error) : describe(&d.config);
-    else
+    else {
+        d.successor.argv = argv - 1; /* the program's name is before the command: main.c */
         rc = start(&d);
+    }
     config_free(&d.config);
     config_args_free(&d.args);
     return rc;

@@ -4,7 +4,9 @@
     reload_checks.py PATH/TO/weir [NAME...]
 """
 import contextlib
+import http.client
 import json
+import os
 import os
 import pathlib
 import signal
@@ -13,6 +15,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 sys.argv, names = sys.argv[:2], sys.argv[2:]
@@ -175,7 +178,170 @@ def certificates_are_read_again():
             assert "second" in presented(weir.port)
 
 
-CHECKS = [workers_come_and_go_under_load, a_leaving_worker_ends_its_streams, a_bad_file_changes_nothing,
+class Manager:
+    """What a service manager hears on its NOTIFY_SOCKET."""
+
+    def __init__(self, folder):
+        self.path = f"{folder}/notify"
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.sock.bind(self.path)
+        self.sock.settimeout(PATIENCE_S)
+
+    def hears(self, word):
+        """The next message that has this word, as a dict."""
+        while True:
+            text = self.sock.recv(4096).decode()
+            if word in text:
+                return dict(line.split("=", 1) for line in text.split("\n"))
+
+
+@contextlib.contextmanager
+def managed(n=2, mock=(), **write):
+    """As running, under a manager. Whoever is the service's main process at the end is ended."""
+    engines = [Process("mock", "--port", "0", "--seed", str(i), *mock) for i in range(n)]
+    with tempfile.TemporaryDirectory() as folder:
+        config, manager = Config(folder), Manager(folder)
+        config.write(*engines, **write)
+        os.environ["NOTIFY_SOCKET"] = manager.path
+        try:
+            weir = Process("serve", "--config", str(config.path), admin=True)
+        finally:
+            del os.environ["NOTIFY_SOCKET"]
+        weir.main = int(manager.hears("READY")["MAINPID"])
+        try:
+            yield weir, engines, config, manager
+        finally:
+            for p in (weir, *engines):
+                p.end(signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(weir.main, signal.SIGKILL)
+
+
+class Patient:
+    """A client that keeps its connection as long as it is told that it may."""
+
+    def __init__(self, port):
+        self.port, self.done, self.connections, self.stopping, self.wrong = port, 0, 0, False, []
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self):
+        body = json.dumps({"model": "mock", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2})
+        try:
+            while not self.stopping:
+                c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+                self.connections += 1
+                keep = True
+                while keep and not self.stopping:
+                    c.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+                    r = c.getresponse()
+                    r.read()
+                    keep = r.getheader("connection", "").lower() != "close"
+                    if r.status != 200:
+                        self.wrong.append(r.status)
+                    self.done += 1
+                c.close()
+        except Exception as e:  # told by the check
+            self.wrong.append(repr(e))
+
+    def stop(self):
+        self.stopping = True
+        self.thread.join(2 * PATIENCE_S)
+
+
+def restart(weir, manager):
+    before = weir.main
+    os.kill(before, signal.SIGUSR2)
+    weir.main = int(manager.hears("READY")["MAINPID"])
+    assert weir.main != before
+    return before
+
+
+def gone(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as f:
+            return f.read().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def a_restart_loses_nothing():
+    with managed(mock=("--scale", "0.5")) as (weir, engines, config, manager):
+        load, patient = Load(weir.port, clients=10), Patient(weir.port)
+        stream = Stream(weir, 100)
+        assert stream.until(b"tok")
+        time.sleep(0.3)
+        for _ in range(3):  # a successor has successors
+            old = restart(weir, manager)
+            wait_for(lambda: gone(old), "the old process has gone")
+            time.sleep(0.2)
+        assert stream.until(b"data: [DONE]\n\n")
+        assert weir.child.wait(PATIENCE_S) == 0
+        patient.stop()
+        outcomes = load.stop()
+        assert not patient.wrong, patient.wrong[:3]
+        assert patient.done > 20 and patient.connections > 3, (patient.done, patient.connections)
+        assert len(outcomes) > 30 and all(o.kind == "ok" for o in outcomes), [o for o in outcomes if o.kind != "ok"][:3]
+        os.kill(weir.main, signal.SIGTERM)
+        manager.hears("STOPPING")
+        wait_for(lambda: gone(weir.main), "the last one has gone")
+
+
+def a_successor_that_fails_changes_nothing():
+    with managed() as (weir, engines, config, manager):
+        config.write(*engines, text="threds: 3\n")
+        os.kill(weir.main, signal.SIGUSR2)
+        wait_for(lambda: "no restart: this process goes on" in weir.messages(), "the failure is told")
+        assert "did you mean threads?" in weir.messages()
+        assert chat(weir)[0] == 200
+        config.write(*engines)
+        restart(weir, manager)
+        assert chat(weir)[0] == 200
+
+
+def a_manager_hears_of_reloads():
+    with managed() as (weir, engines, config, manager):
+        os.kill(weir.main, signal.SIGHUP)
+        assert int(manager.hears("RELOADING")["MONOTONIC_USEC"]) > 0
+        manager.hears("READY")
+
+
+def sockets_of_a_manager_are_taken():
+    """systemd's protocol: descriptors from 3 on, for the process that LISTEN_PID names."""
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Process("mock", "--port", "0")
+        config = Config(folder)
+        config.write(engine)
+        data, admin = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
+        script = ("import os, sys\n"
+                  "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='2', LISTEN_FDNAMES='data:admin')\n"
+                  "a, b = os.dup(int(sys.argv[1])), os.dup(int(sys.argv[2]))\n"
+                  "a, b = os.dup2(a, 100), os.dup2(b, 101)\n"
+                  "os.dup2(100, 3); os.dup2(101, 4)\n"
+                  "os.execv(sys.argv[3], [sys.argv[3], 'serve', '--config', sys.argv[4]])\n")
+        child = subprocess.Popen([sys.executable, "-c", script, str(data.fileno()), str(admin.fileno()), WEIR, str(config.path)],
+                                 pass_fds=(data.fileno(), admin.fileno()), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        try:
+            line = child.stdout.readline()
+            assert f":{data.getsockname()[1]}," in line and f":{admin.getsockname()[1]};" in line, line
+            data_port, admin_port = data.getsockname()[1], admin.getsockname()[1]
+            data.close()
+            admin.close()
+            assert call(admin_port, "GET", "/healthz")[0] == 200
+            body = {"model": "mock", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+            for _ in range(8):
+                assert call(data_port, "POST", "/v1/chat/completions", body)[0] == 200
+            child.terminate()
+            assert child.wait(PATIENCE_S) == 0
+        finally:
+            child.kill()
+            child.wait()
+            child.stdout.close()
+            engine.end(signal.SIGKILL)
+
+
+CHECKS = [a_restart_loses_nothing, a_successor_that_fails_changes_nothing, a_manager_hears_of_reloads,
+          sockets_of_a_manager_are_taken, workers_come_and_go_under_load, a_leaving_worker_ends_its_streams, a_bad_file_changes_nothing,
           limits_and_settings_change, certificates_are_read_again]
 
 if __name__ == "__main__":
