@@ -600,7 +600,7 @@ int keys_fail(const struct keys_file *f, const struct ytree_node *n, const char 
     va_start(ap, fmt);
     (void)vsnprintf(what, sizeof what, fmt, ap);
     va_end(ap);
-    ytree_error(f->error, "%s: %s", keys_where(f, n, path, "", where), what);
+    ytree_error(f->error, "%s%s%s", keys_where(f, n, path, "", where), *path ? ": " : "", what);
     return WEIR_E_INPUT;
 }
 

@@ -2,8 +2,11 @@
 #include "controller/serve/config.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <openssl/crypto.h>
 #include <openssl/sha.h>
@@ -15,6 +18,7 @@
 /* What one load carries around. */
 struct load {
     struct keys_file f;
+    const struct ytree_node *root; /* of the file; NULL: none, or empty */
     struct serve_config *c;
 };
 
@@ -50,13 +54,33 @@ static bool is_plain(const char *s)
     return true;
 }
 
+/* A regular file, opened; NULL: *why. Nothing else, so that a pipe without a writer holds nobody up. */
+static FILE *open_regular(const char *path, const char **why)
+{
+    struct stat st;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0 || fstat(fd, &st)) {
+        *why = strerror(errno);
+    } else if (!S_ISREG(st.st_mode)) {
+        *why = "it is not a regular file";
+    } else {
+        FILE *f = fdopen(fd, "r");
+        *why = "out of memory";
+        if (f)
+            return f;
+    }
+    if (fd >= 0)
+        close(fd);
+    return NULL;
+}
+
 /* The first line of a file, without its end. */
 static int read_secret(const char *path, char *out, size_t cap, const char *where, char *error)
 {
-    FILE *f = fopen(path, "r");
+    const char *why;
+    FILE *f = open_regular(path, &why);
     if (!f) {
-        ytree_error(error, "%s: cannot open %.256s: %s; check the path", where, path,
-                    strerror(errno));
+        ytree_error(error, "%s: cannot open %.256s: %s; check the path", where, path, why);
         return WEIR_E_INPUT;
     }
     size_t n = fread(out, 1, cap, f);
@@ -574,27 +598,59 @@ static bool is_loopback(const char *host)
     return !strncmp(host, "127.", 4) || !strcmp(host, "::1");
 }
 
+/* "file:line: section.key" where the file says it, else "section.key". */
+static const char *where_top(const struct load *l, const char *section, const char *key,
+                             char out[KEYS_WHERE_BYTES])
+{
+    const struct ytree_node *n = l->root;
+    if (n && *section)
+        n = child(n, section);
+    if (n)
+        n = child(n, key);
+    if (n)
+        return keys_where(&l->f, n, section, key, out);
+    snprintf(out, KEYS_WHERE_BYTES, "%s%s%s", section, *section ? "." : "", key);
+    return out;
+}
+
 static int check_top(const struct load *l)
 {
     struct serve_config *c = l->c;
-    char *error = l->f.error;
+    char *error = l->f.error, at[KEYS_WHERE_BYTES];
     if (!split_address(c->listen, c->set.listen_host, &c->set.listen_port))
-        ytree_error(error, "listen: expected HOST:PORT, got '%.100s'", c->listen);
+        ytree_error(error, "%s: expected HOST:PORT, got '%.100s'", where_top(l, "", "listen", at),
+                    c->listen);
     else if (!split_address(c->admin, c->admin_host, &c->admin_port))
-        ytree_error(error, "admin.listen: expected HOST:PORT, got '%.100s'", c->admin);
+        ytree_error(error, "%s: expected HOST:PORT, got '%.100s'",
+                    where_top(l, "admin", "listen", at), c->admin);
     else if (!c->set.tls_cert[0] != !c->set.tls_key[0])
-        ytree_error(error, "tls.cert and tls.key (--tls-cert, --tls-key) come together");
+        ytree_error(error, "%s: tls.cert and tls.key (--tls-cert, --tls-key) come together",
+                    where_top(l, "tls", c->set.tls_cert[0] ? "cert" : "key", at));
     else if (!is_loopback(c->admin_host) && !c->admin_token_file[0])
         ytree_error(error,
-                    "admin.listen: on %.100s a token is needed: give admin.token_file, or listen "
-                    "on 127.0.0.1",
-                    c->admin_host);
+                    "%s: on %.100s a token is needed: give admin.token_file, or listen on "
+                    "127.0.0.1",
+                    where_top(l, "admin", "listen", at), c->admin_host);
     else if (c->admin_token_file[0])
         return read_secret(c->admin_token_file, c->admin_token, sizeof c->admin_token,
-                           "admin.token_file", error);
+                           where_top(l, "admin", "token_file", at), error);
     else
         return WEIR_OK;
     return WEIR_E_INPUT;
+}
+
+static int check_allowed(const struct load *l)
+{
+    const struct serve_settings *set = &l->c->set;
+    char at[KEYS_WHERE_BYTES];
+    for (uint32_t i = 0; i < set->n_allowed; i++) {
+        if (set->allowed[i][0] == '/')
+            continue;
+        ytree_error(l->f.error, "%s: expected a path that starts with /, got '%.100s'",
+                    where_top(l, "", "allow", at), set->allowed[i]);
+        return WEIR_E_INPUT;
+    }
+    return WEIR_OK;
 }
 
 static int check_whole(struct load *l)
@@ -603,27 +659,22 @@ static int check_whole(struct load *l)
     bool from_file = l->f.name != NULL;
     uint32_t total = 0;
     int rc = check_top(l);
-    for (uint32_t i = 0; !rc && i < c->set.n_allowed; i++) {
-        if (c->set.allowed[i][0] != '/') {
-            ytree_error(l->f.error, "allow: expected a path that starts with /, got '%.100s'",
-                        c->set.allowed[i]);
-            rc = WEIR_E_INPUT;
-        }
-    }
+    if (!rc)
+        rc = check_allowed(l);
     for (uint32_t i = 0; !rc && i < c->n_pools; i++) {
         struct config_pool *p = &c->pools[i];
         char where[KEYS_WHERE_BYTES];
-        if (p->line)
-            snprintf(where, sizeof where, "%.200s:%u: pools[%u]", l->f.name, p->line, i);
-        else if (from_file)
-            snprintf(where, sizeof where, "%.200s: the pool", l->f.name);
-        else
-            snprintf(where, sizeof where, "the command line");
-        if (!from_file && !p->n_workers) {
-            ytree_error(l->f.error, "no worker is given: --worker http://HOST:PORT, or a --config "
+        if (!p->n_workers && !p->line) {
+            ytree_error(l->f.error, "%s%s%s", from_file ? l->f.name : "", from_file ? ": " : "",
+                        from_file ? "expected pools: a list of pools with workers, or --worker"
+                                  : "no worker is given: --worker http://HOST:PORT, or a --config "
                                     "with pools (see weir serve --help)");
             return WEIR_E_INPUT;
         }
+        if (p->line)
+            snprintf(where, sizeof where, "%.200s:%u: pools[%u]", l->f.name, p->line, i);
+        else
+            snprintf(where, sizeof where, "--worker");
         rc = check_pool(l, p, where);
         total += p->n_workers + p->spare_workers;
     }
@@ -651,10 +702,13 @@ int config_load_text(struct serve_config *c, const struct config_args *a, const 
         rc = ytree_parse(&tree, name, text, len, error);
     if (!rc && tree.root)
         rc = keys_read_map(&l.f, CONFIG_TOP, "", tree.root, c, "", read_top_inner);
-    ytree_deinit(&tree);
+    l.root = tree.root;
     if (!rc)
         rc = apply_options(&l, a);
-    return rc ? rc : check_whole(&l);
+    if (!rc)
+        rc = check_whole(&l);
+    ytree_deinit(&tree);
+    return rc;
 }
 
 int config_load(struct serve_config *c, const struct config_args *a, char *error)

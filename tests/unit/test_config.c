@@ -128,13 +128,14 @@ static void faults_name_file_line_and_key(void **state)
     bad("pools:\n- workers: []\n", "weir.yaml:2: pools[0]", "no workers");
     bad("pools: [{name: a, workers: ['http://a:1']}, {name: a, workers: ['http://a:2']}]\n",
         "weir.yaml:1", "two pools are called a");
-    bad("", "weir.yaml", "no workers");
+    bad("", "weir.yaml", "expected pools");
     bad("pools: 7\n", "weir.yaml:1: pools", "expected a list");
-    bad(WORKER "listen: here\n", "listen", "expected HOST:PORT");
-    bad(WORKER "tls: {cert: x}\n", "tls.cert", "come together");
-    bad(WORKER "admin: {listen: '0.0.0.0:1'}\n", "admin.listen", "a token is needed");
+    bad(WORKER "listen: here\n", "weir.yaml:2: listen", "expected HOST:PORT");
+    bad(WORKER "tls: {cert: x}\n", "weir.yaml:2: tls.cert", "come together");
+    bad(WORKER "admin: {listen: '0.0.0.0:1'}\n", "weir.yaml:2: admin.listen", "a token is needed");
     bad(WORKER "admin: {token_file: /nonexistent}\n", "admin.token_file", "cannot open");
-    bad(WORKER "allow: [pause]\n", "allow", "starts with /");
+    bad(WORKER "admin: {token_file: /dev}\n", "admin.token_file", "not a regular file");
+    bad(WORKER "allow: [pause]\n", "weir.yaml:2: allow", "starts with /");
     bad(WORKER "routes: [{path: x}]\n", "weir.yaml:2: routes[0]", "leading /");
     bad(WORKER "tenants: [{name: a}]\n", "weir.yaml:2: tenants[0]", "expected one of api_key_file");
     bad(WORKER "tenants: [{name: a, header_value: x, api_key_env: Y}]\n", "tenants[0]", "got 2");
@@ -287,6 +288,21 @@ static void page_is_current(void **state)
     free(page);
 }
 
+/* deploy/weir.yaml is a good example. */
+static void example_is_good(void **state)
+{
+    (void)state;
+    char *text = NULL, path[512];
+    size_t len = 0;
+    const char *root = getenv("WEIR_SOURCE");
+    snprintf(path, sizeof path, "%s/deploy/weir.yaml", root ? root : ".");
+    assert_int_equal(ytree_read_file(path, 1 << 20, &text, &len, error), 0);
+    good(text);
+    assert_int_equal(serve_check(&c, error), 0);
+    config_free(&c);
+    free(text);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -298,6 +314,7 @@ int main(void)
         cmocka_unit_test(bad_options_are_told),
         cmocka_unit_test(what_a_reload_cannot_change_is_named),
         cmocka_unit_test(page_is_current),
+        cmocka_unit_test(example_is_good),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
