@@ -251,7 +251,7 @@ void config_print_reference(FILE *out, bool markdown)
             "(controller/serve/config_keys.c); a test\nchecks that it is current. In parentheses: the "
             "option of the command line that sets the key (a pool's: in every pool);\noptions win "
             "over the file. [restart]: a reload (SIGHUP) does not change it, and says so. How it all goes "
-            "together:\ndeploy/README.md.\n",
+            "together:\ndeploy/serving.md.\n",
             out);
     for (int scope = 0; scope < CONFIG_SCOPES; scope++) {
         fprintf(out,
