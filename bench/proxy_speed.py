@@ -64,10 +64,12 @@ class Bench:
         for tool in ("peerbackend", "peerload"):
             subprocess.run(["cc", "-O2", "-w", "-o", self.folder / tool, KIT / f"{tool}.c"], check=True)
         subprocess.run([sys.executable, KIT / "mkbodies.py", self.folder], check=True)
-        self.backends = [free_port(), free_port()]
+        self.backends, self.routers = [free_port(), free_port()], {}
+
+    def start_all(self):
+        args = self.args
         for b in self.backends:
             direct = self.start(1, [self.folder / "peerbackend", str(b), str(args.events), str(args.period)])
-        self.routers = {}
         for name in args.routers:
             name, _, command = name.partition("=")
             if name == "direct":
@@ -79,8 +81,7 @@ class Bench:
             self.wait_for(name, port, pid)
 
     def start(self, core, argv):
-        env = {**os.environ}
-        child = subprocess.Popen(["taskset", "-c", str(core), *map(str, argv)], env=env, stdout=subprocess.DEVNULL,
+        child = subprocess.Popen(["taskset", "-c", str(core), *map(str, argv)], stdout=subprocess.DEVNULL,
                                  stderr=subprocess.DEVNULL)
         self.children.append(child)
         return child
@@ -193,6 +194,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args, folder)
         try:
+            bench.start_all()
             for test in args.test:
                 bench.rounds(test)
             if args.streams:

@@ -13,8 +13,8 @@
 #include "controller/http/http_tls.h"
 
 #define HTTP_IO_MAX_SLICES 80u /* of one write: a head, json_edit's slices, chunk framing */
-#define HTTP_IO_JOIN_BYTES                                                                         \
-    1024u /* up to here slices are copied together: an event with its chunk framing */
+/* Up to here slices are copied together: a request of 4 KB with its new head goes out in 8.5 us by send(), in 8.7 by sendmsg() */
+#define HTTP_IO_JOIN_BYTES 8192u
 
 struct http_io;
 
