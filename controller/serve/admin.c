@@ -7,6 +7,9 @@
 #include <openssl/crypto.h>
 #include <yyjson.h>
 
+#include "controller/serve/seen.h"
+#include "predictor/version.h"
+
 #define JSON "application/json"
 
 struct admin {
@@ -74,6 +77,89 @@ static void add_health(const struct admin *a, yyjson_mut_doc *doc, yyjson_mut_va
     yyjson_mut_obj_add_uint(doc, o, "inflight", s.inflight);
 }
 
+static void add_belief(const struct admin *a, yyjson_mut_doc *doc, yyjson_mut_val *o,
+                       const struct serve_worker *w)
+{
+    struct core_belief b = hub_belief(a->view.serve->pools[w->pool].hub, w->index);
+    yyjson_mut_obj_add_uint(doc, o, "prefilling", b.books.prefilling);
+    yyjson_mut_obj_add_uint(doc, o, "prefill_tokens", b.books.prefill_tok);
+    yyjson_mut_obj_add_real(doc, o, "predicted_ttft_ms", (double)b.ttft_ps / (double)PS_PER_MS);
+    yyjson_mut_obj_add_real(doc, o, "ttft_bias", b.bias.ttft);
+    yyjson_mut_obj_add_real(doc, o, "tpot_bias", b.bias.tpot);
+}
+
+/* A duration in ms; < 0: null. */
+static void add_ms(yyjson_mut_doc *doc, yyjson_mut_val *o, const char *name, int64_t ns)
+{
+    if (ns < 0)
+        yyjson_mut_obj_add_null(doc, o, name);
+    else
+        yyjson_mut_obj_add_real(doc, o, name, (double)ns / 1e6);
+}
+
+static yyjson_mut_val *decision(yyjson_mut_doc *doc, const struct seen_recent *m)
+{
+    yyjson_mut_val *o = yyjson_mut_obj(doc);
+    yyjson_mut_obj_add_int(doc, o, "ended_ms", m->ended_us / 1000);
+    yyjson_mut_obj_add_strcpy(doc, o, "request", m->id);
+    yyjson_mut_obj_add_strcpy(doc, o, "worker", m->worker);
+    yyjson_mut_obj_add_str(doc, o, "outcome", m->outcome);
+    yyjson_mut_obj_add_str(doc, o, "reason", m->reason ? m->reason : "");
+    yyjson_mut_obj_add_uint(doc, o, "prompt_tok", m->prompt_tok);
+    yyjson_mut_obj_add_uint(doc, o, "cached_tok", m->cached_tok);
+    yyjson_mut_obj_add_uint(doc, o, "output_tok", m->output_tok);
+    yyjson_mut_obj_add_uint(doc, o, "candidates", m->n_candidates);
+    yyjson_mut_obj_add_uint(doc, o, "retries", m->retries);
+    add_ms(doc, o, "ttft_ms", m->ttft_ns);
+    add_ms(doc, o, "predicted_ttft_ms", m->predicted_ttft_ns);
+    add_ms(doc, o, "tpot_ms", m->tpot_ns);
+    add_ms(doc, o, "predicted_tpot_ms", m->predicted_tpot_ns);
+    return o;
+}
+
+static int later(const void *a, const void *b)
+{
+    const struct seen_recent *x = a, *y = b;
+    return (x->ended_us < y->ended_us) - (x->ended_us > y->ended_us);
+}
+
+/* The last requests of all threads, latest first. */
+static yyjson_mut_val *decisions(const struct admin *a, yyjson_mut_doc *doc)
+{
+    yyjson_mut_val *list = yyjson_mut_arr(doc);
+    uint32_t n = 0;
+    struct seen_recent *all = calloc((size_t)a->view.n_proxies * SEEN_RECENT, sizeof *all);
+    for (uint32_t i = 0; all && i < a->view.n_proxies; i++)
+        n += seen_recent(a->view.proxies[i], all + n);
+    if (n)
+        qsort(all, n, sizeof *all, later);
+    for (uint32_t i = 0; i < n && i < SEEN_RECENT; i++)
+        yyjson_mut_arr_add_val(list, decision(doc, &all[i]));
+    free(all);
+    return list;
+}
+
+static void add_totals(const struct admin *a, yyjson_mut_doc *doc, yyjson_mut_val *root)
+{
+    struct proxy_counts sum;
+    metrics_sum(&a->view, &sum);
+    yyjson_mut_val *o = yyjson_mut_obj(doc);
+    yyjson_mut_obj_add_uint(doc, o, "requests", sum.requests);
+    yyjson_mut_obj_add_uint(doc, o, "live", sum.live);
+    yyjson_mut_obj_add_uint(doc, o, "answered", sum.answered);
+    yyjson_mut_obj_add_uint(doc, o, "refused", sum.refused);
+    yyjson_mut_obj_add_uint(doc, o, "cut", sum.cut);
+    yyjson_mut_obj_add_uint(doc, o, "prompt_tok", sum.prompt_tok);
+    yyjson_mut_obj_add_uint(doc, o, "cached_tok", sum.cached_tok);
+    yyjson_mut_obj_add_uint(doc, o, "output_tok", sum.output_tok);
+    add_ms(doc, o, "ttft_p50_ms", (int64_t)buckets_quantile(&sum.ttft, BUCKETS_LATENCY, 0.5));
+    add_ms(doc, o, "ttft_p99_ms", (int64_t)buckets_quantile(&sum.ttft, BUCKETS_LATENCY, 0.99));
+    add_ms(doc, o, "tpot_p50_ms", (int64_t)buckets_quantile(&sum.tpot, BUCKETS_TOKEN, 0.5));
+    yyjson_mut_obj_add_real(doc, o, "ttft_ratio_p50",
+                            (double)buckets_quantile(&sum.ttft_ratio, BUCKETS_RATIO, 0.5) / 1e9);
+    yyjson_mut_obj_add_val(doc, root, "totals", o);
+}
+
 static yyjson_mut_val *worker_state(const struct admin *a, yyjson_mut_doc *doc, uint32_t i,
                                     uint64_t now_ms)
 {
@@ -88,6 +174,7 @@ static yyjson_mut_val *worker_state(const struct admin *a, yyjson_mut_doc *doc, 
         yyjson_mut_obj_add_bool(doc, o, "leaving", true);
     yyjson_mut_obj_add_str(doc, o, "engine", engine_family_name(p->metrics.family));
     add_health(a, doc, o, w);
+    add_belief(a, doc, o, w);
     yyjson_mut_obj_add_uint(doc, o, "in_this_state_ms", now_ms - p->changed_ms);
     if (p->answered_ms)
         yyjson_mut_obj_add_uint(doc, o, "state_age_ms", now_ms - p->answered_ms);
@@ -110,7 +197,10 @@ static void reply_state(struct admin *a, struct http_exchange *ex)
     yyjson_mut_val *root = yyjson_mut_obj(doc), *pools = yyjson_mut_arr(doc);
     yyjson_mut_doc_set_root(doc, root);
     yyjson_mut_obj_add_bool(doc, root, "draining", atomic_load(&s->draining));
+    yyjson_mut_obj_add_str(doc, root, "version", weir_version());
+    add_totals(a, doc, root);
     yyjson_mut_obj_add_val(doc, root, "pools", pools);
+    yyjson_mut_obj_add_val(doc, root, "decisions", decisions(a, doc));
     uv_rwlock_rdlock(&s->models_lock);
     for (uint32_t i = 0; i < s->n_pools; i++) {
         struct hub_stats stats;
@@ -118,6 +208,7 @@ static void reply_state(struct admin *a, struct http_exchange *ex)
                        *workers = yyjson_mut_arr(doc);
         hub_get_stats(s->pools[i].hub, &stats);
         yyjson_mut_obj_add_str(doc, pool, "name", s->pools[i].name);
+        yyjson_mut_obj_add_str(doc, pool, "policy", s->pools[i].policy);
         yyjson_mut_obj_add_uint(doc, pool, "queued", stats.core.queued);
         yyjson_mut_obj_add_uint(doc, pool, "queued_bytes", stats.core.queued_bytes);
         yyjson_mut_obj_add_uint(doc, pool, "inflight", stats.core.inflight);

@@ -49,6 +49,7 @@ struct config_pool {
     uint32_t n_models;
     char models[SERVE_MAX_POOL_MODELS][SERVE_MODEL_BYTES];
     char policy[SERVE_HOST_BYTES];
+    char profile[SERVE_PATH_BYTES]; /* of its workers' step times; empty: forecast.h's own */
     double policy_param[CORE_MAX_POLICY_PARAMS]; /* in the order of the policy's table */
     uint32_t handover;                           /* its place in the choices of the table */
     uint32_t max_inflight_per_worker, queue_max_requests, max_retries, spare_workers;
@@ -75,6 +76,8 @@ struct config_tenant {
 struct serve_config {
     char listen[CONFIG_ADDRESS_BYTES], admin[CONFIG_ADDRESS_BYTES];
     char admin_token_file[SERVE_PATH_BYTES];
+    char log_file[SERVE_PATH_BYTES], log_salt_file[SERVE_PATH_BYTES]; /* empty: none, random */
+    uint64_t log_rotate_bytes;
     uint32_t poll_ms;
     uint64_t seed;
     struct serve_settings set;

@@ -19,6 +19,8 @@ struct entry {
 struct mail {
     struct core_command cmd;
     uint32_t generation;
+    bool is_told;
+    struct core_told told;
 };
 
 struct hub_loop {
@@ -105,7 +107,10 @@ static void sort_commands(struct hub *h, struct hub_loop *from)
         if (!e->request) /* cancelled by its own loop: nothing is left to do */
             continue;
         struct hub_loop *l = e->request->loop;
-        struct mail m = {cmd, e->generation};
+        const struct core_told *told = core_told(h->core, &cmd);
+        struct mail m = {.cmd = cmd, .generation = e->generation, .is_told = told != NULL};
+        if (told)
+            m.told = *told;
         if (l == from) {
             MEM_GROW(l->mine, l->mine_cap, l->n_mine + 1);
             l->mine[l->n_mine++] = m;
@@ -146,7 +151,7 @@ static void deliver(struct hub_loop *l, const struct mail *m)
 {
     struct hub_request *r = open_mail(l->hub, m);
     if (r)
-        l->command(l->user, r, &m->cmd);
+        l->command(l->user, r, &m->cmd, m->is_told ? &m->told : NULL);
 }
 
 /* Commands may lead to events that lead to commands: those of nested events join the queue that is being worked off, in
@@ -255,8 +260,7 @@ int hub_arrive(struct hub_loop *l, struct hub_request *r, const struct core_requ
     if (rc)
         entry_free(h, handle);
     uint64_t took_ns = uv_hrtime() - from_ns;
-    h->stats.decide_count++;
-    h->stats.decide_sum_ns += took_ns;
+    buckets_add(&h->stats.decide, BUCKETS_SHORT, took_ns);
     if (took_ns > h->stats.decide_max_ns)
         h->stats.decide_max_ns = took_ns;
     uv_mutex_unlock(&h->lock);
@@ -377,6 +381,14 @@ int64_t hub_get_worker(struct hub *h, uint32_t worker, struct core_worker_state 
     core_get_worker(h->core, worker, out);
     uv_mutex_unlock(&h->lock);
     return hub_now_ps(h);
+}
+
+struct core_belief hub_belief(struct hub *h, uint32_t worker)
+{
+    uv_mutex_lock(&h->lock);
+    struct core_belief b = core_belief_of(h->core, worker);
+    uv_mutex_unlock(&h->lock);
+    return b;
 }
 
 /* ---- loops come and go */

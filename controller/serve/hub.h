@@ -19,6 +19,7 @@
 #include <uv.h>
 
 #include "controller/core/core.h"
+#include "controller/serve/buckets.h"
 
 #define HUB_MAX_LOOPS 256u
 
@@ -30,10 +31,11 @@ struct hub_request {
     struct hub_loop *loop;
 };
 
-/* What the core wants done with a request, on the loop of that request. After CORE_CMD_REJECT the request is over for
- * the hub. Called from within hub_* functions of that loop, or from its mailbox; it may call hub_* functions. */
+/* What the core wants done with a request, on the loop of that request; told: what that was decided on (core_told), or
+ * NULL. After CORE_CMD_REJECT the request is over for the hub. Called from within hub_* functions of that loop, or from
+ * its mailbox; it may call hub_* functions. */
 typedef void (*hub_command_fn)(void *loop_user, struct hub_request *r,
-                               const struct core_command *cmd);
+                               const struct core_command *cmd, const struct core_told *told);
 
 /* core_config as for core_new; its workers are up as given. NULL and *why. */
 struct hub *hub_new(const struct core_config *config, const char **why);
@@ -88,11 +90,14 @@ struct hub_stats {
         refused; /* refused: events that the core did not take (a bug of the adapter; logged) */
     uint64_t mailed,
         stale; /* commands through mailboxes; of these, dropped because their request was over */
-    uint64_t decide_count, decide_sum_ns, decide_max_ns; /* arrivals: time from lock to unlock */
+    struct buckets decide; /* arrivals: time from lock to unlock */
+    uint64_t decide_max_ns;
 };
 void hub_get_stats(struct hub *h, struct hub_stats *out);
 
 /* What the core makes of a worker, and the time that until_ps is to be compared with. */
 int64_t hub_get_worker(struct hub *h, uint32_t worker, struct core_worker_state *out);
+/* What the core believes of a worker. */
+struct core_belief hub_belief(struct hub *h, uint32_t worker);
 
 #endif

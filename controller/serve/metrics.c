@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "controller/replay/report_internal.h"
+#include "controller/serve/request_log.h"
 #include "predictor/version.h"
 
 enum labels { NO_LABEL, BY_POOL, BY_WORKER, BY_REASON, BY_VERSION };
@@ -16,6 +17,8 @@ struct sample {
     const struct hub_stats *hub;        /* BY_POOL, BY_REASON: of that pool */
     const struct poller_worker *worker; /* BY_WORKER */
     struct core_worker_state state;     /* BY_WORKER */
+    struct core_belief belief;          /* BY_WORKER */
+    struct reqlog_stats log;            /* zeros without a log */
     enum core_reason reason;            /* BY_REASON */
 };
 
@@ -24,7 +27,25 @@ struct row {
     enum labels labels;
     double (*get)(const struct sample *s);
     const char *help;
+    const struct buckets *(*hist)(const struct sample *s); /* instead of get */
+    enum buckets_kind kind;
 };
+
+#define HIST(name, field)                                                                          \
+    static const struct buckets *name(const struct sample *s)                                      \
+    {                                                                                              \
+        return &s->field;                                                                          \
+    }
+
+HIST(hist_ttft, sum->ttft)
+HIST(hist_predicted_ttft, sum->predicted_ttft)
+HIST(hist_ttft_ratio, sum->ttft_ratio)
+HIST(hist_tpot, sum->tpot)
+HIST(hist_predicted_tpot, sum->predicted_tpot)
+HIST(hist_tpot_ratio, sum->tpot_ratio)
+HIST(hist_hold, sum->hold)
+HIST(hist_overhead, sum->overhead)
+HIST(hist_decide, hub->decide)
 
 #define GET(name, expression)                                                                      \
     static double name(const struct sample *s)                                                     \
@@ -44,13 +65,17 @@ GET(get_left, s->sum->left)
 GET(get_live, s->sum->live)
 GET(get_redispatched, s->sum->redispatched)
 GET(get_resent, s->sum->resent)
-GET(get_ttft_sum, (double)s->sum->ttft_sum_us / 1e6)
-GET(get_ttft_count, s->sum->ttft_count)
 GET(get_prompt_tok, s->sum->prompt_tok)
 GET(get_output_tok, s->sum->output_tok)
 GET(get_cached_tok, s->sum->cached_tok)
-GET(get_decide_sum, (double)s->hub->decide_sum_ns / 1e9)
-GET(get_decide_count, s->hub->decide_count)
+GET(get_prefill_tok, s->belief.books.prefill_tok)
+GET(get_belief_ttft, (double)s->belief.ttft_ps / 1e12)
+GET(get_ttft_bias, s->belief.bias.ttft)
+GET(get_tpot_bias, s->belief.bias.tpot)
+GET(get_log_written, s->log.written)
+GET(get_log_full, s->log.dropped_full)
+GET(get_log_disk, s->log.dropped_disk)
+GET(get_log_failing, s->log.failing)
 GET(get_decide_max, (double)s->hub->decide_max_ns / 1e9)
 GET(get_queued, s->hub->core.queued)
 GET(get_inflight, s->hub->core.inflight)
@@ -103,6 +128,9 @@ static double get_preempted(const struct sample *s)
     return n;
 }
 
+/* only histograms have the last two fields */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
 /* clang-format off */
 static const struct row rows[] = {
     {"weir_build_info", "gauge", BY_VERSION, get_one, "1, with the version as a label."},
@@ -116,8 +144,29 @@ static const struct row rows[] = {
     {"weir_live_requests", "gauge", NO_LABEL, get_live, "Requests in the path now: held, running, streaming."},
     {"weir_redispatched_total", "counter", NO_LABEL, get_redispatched, "Requests sent to another worker after one was lost."},
     {"weir_resent_total", "counter", NO_LABEL, get_resent, "Requests sent again to the same worker because a kept connection was stale."},
-    {"weir_ttft_seconds_sum", "counter", NO_LABEL, get_ttft_sum, "Time from a request's arrival to its first token, summed."},
-    {"weir_ttft_seconds_count", "counter", NO_LABEL, get_ttft_count, "First tokens in weir_ttft_seconds_sum."},
+    {"weir_ttft_seconds", "histogram", NO_LABEL, NULL,
+     "Time from a request's arrival to its first token (to its end, where the answer is no stream).", hist_ttft, BUCKETS_LATENCY},
+    {"weir_tpot_seconds", "histogram", NO_LABEL, NULL, "Mean time between the tokens of a stream after the first.", hist_tpot,
+     BUCKETS_TOKEN},
+    {"weir_predicted_ttft_seconds", "histogram", NO_LABEL, NULL,
+     "What was predicted for the first token of streams, from their dispatch.", hist_predicted_ttft, BUCKETS_LATENCY},
+    {"weir_ttft_prediction_ratio", "histogram", NO_LABEL, NULL, "Measured over predicted time from dispatch to first token; 1: right.",
+     hist_ttft_ratio, BUCKETS_RATIO},
+    {"weir_predicted_tpot_seconds", "histogram", NO_LABEL, NULL, "What was predicted between the tokens of streams.",
+     hist_predicted_tpot, BUCKETS_TOKEN},
+    {"weir_tpot_prediction_ratio", "histogram", NO_LABEL, NULL, "Measured over predicted time between tokens; 1: right.",
+     hist_tpot_ratio, BUCKETS_RATIO},
+    {"weir_hold_seconds", "histogram", NO_LABEL, NULL, "How long requests waited here, of those that had to.", hist_hold,
+     BUCKETS_LATENCY},
+    {"weir_overhead_seconds", "histogram", NO_LABEL, NULL,
+     "From a request's arrival to its being sent to a worker, without waiting for one: what weir itself adds.", hist_overhead,
+     BUCKETS_SHORT},
+    {"weir_request_log_lines_total", "counter", NO_LABEL, get_log_written, "Lines written to the request log."},
+    {"weir_request_log_dropped_full_total", "counter", NO_LABEL, get_log_full,
+     "Lines of the request log that were dropped because writing did not keep up."},
+    {"weir_request_log_dropped_disk_total", "counter", NO_LABEL, get_log_disk,
+     "Lines of the request log that were dropped because the disk did not take them."},
+    {"weir_request_log_failing", "gauge", NO_LABEL, get_log_failing, "1: the last write to the request log failed."},
     {"weir_prompt_tokens_total", "counter", NO_LABEL, get_prompt_tok, "Prompt tokens by the engines' own usage."},
     {"weir_output_tokens_total", "counter", NO_LABEL, get_output_tok,
      "Output tokens: by usage where the engine sends it, else as counted in the stream."},
@@ -127,8 +176,8 @@ static const struct row rows[] = {
     {"weir_loop_blocked_total", "counter", NO_LABEL, get_blocked, "Callbacks that kept a loop for 1 ms or more. Should be 0."},
     {"weir_loop_preempted_total", "counter", NO_LABEL, get_preempted,
      "Callbacks of 1 ms or more within which the system gave the processor to others: weir needs a core of its own."},
-    {"weir_decision_seconds_sum", "counter", BY_POOL, get_decide_sum, "Time of routing decisions, from lock to unlock, summed."},
-    {"weir_decision_seconds_count", "counter", BY_POOL, get_decide_count, "Decisions in weir_decision_seconds_sum."},
+    {"weir_decision_seconds", "histogram", BY_POOL, NULL, "Time of routing decisions, from lock to unlock.", hist_decide,
+     BUCKETS_SHORT},
     {"weir_decision_seconds_max", "gauge", BY_POOL, get_decide_max, "Longest decision since the start."},
     {"weir_queued_requests", "gauge", BY_POOL, get_queued, "Requests held in the admission queue now."},
     {"weir_inflight_requests", "gauge", BY_POOL, get_inflight, "Requests at workers now, as the core counts them."},
@@ -153,6 +202,12 @@ static const struct row rows[] = {
      "Why it is ejected or probing: 0 it is not, 1 failures in a row, 2 rate of failures, 3 slow first tokens."},
     {"weir_worker_share", "gauge", BY_WORKER, get_share, "Share of the others' load that it may have: below 1 in slow start."},
     {"weir_worker_inflight", "gauge", BY_WORKER, get_worker_inflight, "weir's own requests at the worker now."},
+    {"weir_worker_prefill_tokens", "gauge", BY_WORKER, get_prefill_tok,
+     "Prompt tokens that weir sent there and believes not yet prefilled."},
+    {"weir_worker_predicted_ttft_seconds", "gauge", BY_WORKER, get_belief_ttft,
+     "First token predicted for a prompt of 1,000 uncached tokens that were sent there now."},
+    {"weir_worker_ttft_bias", "gauge", BY_WORKER, get_ttft_bias, "By what its first tokens were later than by step times alone."},
+    {"weir_worker_tpot_bias", "gauge", BY_WORKER, get_tpot_bias, "The same of the time between its tokens."},
     {"weir_worker_draining", "gauge", BY_WORKER, get_draining, "1: an operator drains the worker."},
     {"weir_worker_polls_total", "counter", BY_WORKER, get_polls, "Polls of the worker's metrics."},
     {"weir_worker_poll_failures_total", "counter", BY_WORKER, get_poll_failures, "Polls that failed."},
@@ -162,6 +217,7 @@ static const struct row rows[] = {
     {"weir_worker_state_age_seconds", "gauge", BY_WORKER, get_age, "Age of the worker's last report; -1: none yet."},
 };
 /* clang-format on */
+#pragma GCC diagnostic pop
 
 #define N_ROWS (sizeof rows / sizeof *rows)
 
@@ -181,6 +237,34 @@ static void put(FILE *out, const char *name, const char *labels, double x)
         fprintf(out, "%s%s %.9g\n", name, labels, x);
 }
 
+/* Cumulative, with le behind the other labels. */
+static void put_buckets(FILE *out, const struct row *row, const char *labels,
+                        const struct buckets *b)
+{
+    size_t n = strlen(labels);
+    const char *comma = n ? "," : "";
+    int inner = n ? (int)n - 2 : 0; /* without the braces */
+    uint64_t below = 0;
+    for (uint32_t i = 0; i < BUCKETS_BOUNDS; i++) {
+        below += b->n[i];
+        fprintf(out, "%s_bucket{%.*s%sle=\"%g\"} %" PRIu64 "\n", row->name, inner,
+                n ? labels + 1 : "", comma, (double)buckets_bounds[row->kind][i] / 1e9, below);
+    }
+    below += b->n[BUCKETS_BOUNDS];
+    fprintf(out, "%s_bucket{%.*s%sle=\"+Inf\"} %" PRIu64 "\n", row->name, inner,
+            n ? labels + 1 : "", comma, below);
+    fprintf(out, "%s_sum%s %.9g\n%s_count%s %" PRIu64 "\n", row->name, labels, (double)b->sum / 1e9,
+            row->name, labels, below);
+}
+
+static void put_row(FILE *out, const struct row *row, const char *labels, const struct sample *s)
+{
+    if (row->hist)
+        put_buckets(out, row, labels, row->hist(s));
+    else
+        put(out, row->name, labels, row->get(s));
+}
+
 /* Names of pools and workers were checked when they were read: no quote or backslash in them. */
 static void write_pools(FILE *out, const struct row *row, struct sample *s)
 {
@@ -191,13 +275,13 @@ static void write_pools(FILE *out, const struct row *row, struct sample *s)
         s->hub = &stats;
         if (row->labels == BY_POOL) {
             snprintf(labels, sizeof labels, "{pool=\"%s\"}", s->v->serve->pools[i].name);
-            put(out, row->name, labels, row->get(s));
+            put_row(out, row, labels, s);
             continue;
         }
         for (s->reason = CORE_REASON_NONE + 1; s->reason < CORE_REASON_COUNT; s->reason++) {
             snprintf(labels, sizeof labels, "{pool=\"%s\",reason=\"%s\"}",
                      s->v->serve->pools[i].name, report_reason_name(s->reason));
-            put(out, row->name, labels, row->get(s));
+            put_row(out, row, labels, s);
         }
     }
 }
@@ -208,10 +292,10 @@ static void write_row(FILE *out, const struct row *row, struct sample *s)
     const struct serve *serve = s->v->serve;
     fprintf(out, "# HELP %s %s\n# TYPE %s %s\n", row->name, row->help, row->name, row->type);
     switch (row->labels) {
-    case NO_LABEL: put(out, row->name, "", row->get(s)); break;
+    case NO_LABEL: put_row(out, row, "", s); break;
     case BY_VERSION:
         snprintf(labels, sizeof labels, "{version=\"%s\"}", weir_version());
-        put(out, row->name, labels, row->get(s));
+        put_row(out, row, labels, s);
         break;
     case BY_POOL:
     case BY_REASON: write_pools(out, row, s); break;
@@ -222,21 +306,30 @@ static void write_row(FILE *out, const struct row *row, struct sample *s)
             s->worker = poller_worker_at(s->v->poller, i);
             (void)hub_get_worker(serve->pools[serve->workers[i].pool].hub, serve->workers[i].index,
                                  &s->state);
+            s->belief =
+                hub_belief(serve->pools[serve->workers[i].pool].hub, serve->workers[i].index);
             snprintf(labels, sizeof labels, "{pool=\"%s\",worker=\"%s\"}",
                      serve->pools[serve->workers[i].pool].name, serve->workers[i].name);
-            put(out, row->name, labels, row->get(s));
+            put_row(out, row, labels, s);
         }
         break;
     }
 }
 
+void metrics_sum(const struct metrics_view *v, struct proxy_counts *sum)
+{
+    memset(sum, 0, sizeof *sum);
+    for (uint32_t i = 0; i < v->n_proxies; i++)
+        add_counts(sum, proxy_counts(v->proxies[i]));
+}
+
 void metrics_write(FILE *out, const struct metrics_view *v)
 {
     struct proxy_counts sum;
-    memset(&sum, 0, sizeof sum);
-    for (uint32_t i = 0; i < v->n_proxies; i++)
-        add_counts(&sum, proxy_counts(v->proxies[i]));
+    metrics_sum(v, &sum);
     struct sample s = {.v = v, .sum = &sum};
+    if (v->serve->log)
+        s.log = reqlog_stats(v->serve->log);
     for (size_t i = 0; i < N_ROWS; i++)
         write_row(out, &rows[i], &s);
 }

@@ -19,6 +19,9 @@ struct metrics_view {
     uint64_t now_ms;        /* its loop time */
 };
 
+/* The counts of all threads together. */
+void metrics_sum(const struct metrics_view *v, struct proxy_counts *sum);
+
 /* The exposition text (format 0.0.4) to out. */
 void metrics_write(FILE *out, const struct metrics_view *v);
 

@@ -8,6 +8,8 @@
 
 #include <xxhash.h>
 
+#include "controller/replay/report_internal.h"
+
 #define SPARE_REQUESTS 1024u
 
 /* ---- requests come and go */
@@ -64,6 +66,7 @@ void proxy_release(struct proxy_request *r)
     http_timer_deinit(p->http, &r->comment);
     answer_deinit(&r->answer);
     legs_drop_bodies(r);
+    seen_end(r);
     free(r->keys);
     *(r->prev ? &r->prev->next : &p->live) = r->next;
     if (r->next)
@@ -98,14 +101,17 @@ static void retry_after(struct http_exchange *ex, int64_t ps)
     http_reply_field(ex, "Retry-After", (struct http_slice){text, (size_t)n});
 }
 
-static void refuse(struct http_exchange *ex, const struct openai_error *e, const char *reason,
-                   int64_t after_ps)
+/* r: NULL where there was no memory for it. */
+static void refuse(struct http_exchange *ex, struct proxy_request *r, const struct openai_error *e,
+                   const char *reason, int64_t after_ps)
 {
     char body[OPENAI_ERROR_BODY_BYTES];
     size_t len = openai_error_body(body, e);
     struct http_slice data = {body, len};
     http_reply_head(ex, e->status, len);
     http_reply_field(ex, "Content-Type", HTTP_SLICE("application/json"));
+    if (r)
+        seen_refusal(r, ex);
     if (e->status == 429 || e->status == 503)
         retry_after(ex, after_ps);
     if (reason)
@@ -128,10 +134,12 @@ static void refuse_with(struct proxy_request *r, const struct openai_error *e, c
     struct http_exchange *ex = r->ex;
     r->ex = NULL;
     proxy_count(&r->proxy->counts.refused, 1);
+    seen_over(r, "failed", e->code);
+    r->seen.status = e->status;
     if (http_reply_started(ex))
         refuse_stream(ex, e);
     else
-        refuse(ex, e, reason, after_ps);
+        refuse(ex, r, e, reason, after_ps);
     proxy_release(r);
 }
 
@@ -149,6 +157,7 @@ void proxy_cut(struct proxy_request *r, const char *detail)
     e.message = message;
     r->ex = NULL;
     proxy_count(&r->proxy->counts.cut, 1);
+    seen_over(r, "failed", report_reason_name(CORE_REASON_PARTIAL));
     if (r->answer.stream && answer_at_boundary(&r->answer))
         refuse_stream(ex, &e);
     else
@@ -163,7 +172,6 @@ void proxy_cut(struct proxy_request *r, const char *detail)
 
 void proxy_answer_head(struct proxy_request *r, const struct http_head *head)
 {
-    const struct serve_settings *set = &r->proxy->conf->set;
     r->head_sent = true;
     http_timer_stop(&r->comment);
     if (http_reply_started(r->ex)) /* comments have gone out: the head was ours */
@@ -171,15 +179,7 @@ void proxy_answer_head(struct proxy_request *r, const struct http_head *head)
     http_reply_head(r->ex, head->status,
                     head->has_length ? head->content_length : HTTP_UNKNOWN_LENGTH);
     http_reply_fields(r->ex, head);
-    if (set->explain_headers) {
-        char text[24];
-        const char *name =
-            r->proxy->serve->workers[r->pool->first_worker + r->answer_leg.worker].name;
-        int n = snprintf(text, sizeof text, "%llu",
-                         (unsigned long long)((uv_hrtime() - r->arrived_ns) / 1000));
-        http_reply_field(r->ex, "x-weir-worker", (struct http_slice){name, strlen(name)});
-        http_reply_field(r->ex, "x-weir-head-us", (struct http_slice){text, (size_t)n});
-    }
+    seen_head(r, head);
 }
 
 void proxy_request_sent(struct proxy_request *r)
@@ -208,6 +208,8 @@ void proxy_answered(struct proxy_request *r)
 {
     r->ex = NULL;
     proxy_count(&r->proxy->counts.answered, 1);
+    seen_over(r, r->seen.status < 400 ? "completed" : "failed",
+              r->seen.status < 400 ? NULL : "engine_error");
     if (!r->passthrough)
         learn(r);
     tell_done(r);
@@ -270,12 +272,14 @@ static void comment(struct http_timer *timer)
     http_timer_start(r->proxy->http, timer, r->proxy->conf->set.hold_comment_ms);
 }
 
-static void on_command(void *user, struct hub_request *h, const struct core_command *cmd)
+static void on_command(void *user, struct hub_request *h, const struct core_command *cmd,
+                       const struct core_told *told)
 {
     struct proxy_request *r =
         (struct proxy_request *)((char *)h - offsetof(struct proxy_request, hub));
     struct openai_error e;
     (void)user;
+    seen_command(r, cmd, told);
     if (!r->ex &&
         cmd->kind != CORE_CMD_REJECT) { /* cut, and the hub would try again: nobody is waiting */
         r->told = true;
@@ -355,6 +359,17 @@ static int32_t priority_of(const struct proxy_request *r, const struct serve_ten
     return tenant && tenant->priority ? tenant->priority : route ? route->priority : 0;
 }
 
+/* Tokens that one of the keys covers. */
+static uint32_t key_tok_of(const struct proxy_request *r)
+{
+    _Atomic uint32_t *kept = &r->proxy->serve->pools[r->pool - r->proxy->serve->pools].key_tok;
+    uint32_t now = tokens_estimate(&r->proxy->tokens, r->model, OPENAI_CHUNK_BYTES), was = *kept;
+    if (was && (now > was ? now - was : was - now) * SERVE_KEY_TOK_DRIFT <= was)
+        return was;
+    *kept = now;
+    return now;
+}
+
 static void fill_core(struct proxy_request *r, const struct http_head *head)
 {
     const struct serve_settings *set = &r->proxy->conf->set;
@@ -363,11 +378,11 @@ static void fill_core(struct proxy_request *r, const struct http_head *head)
     uint32_t chunk = OPENAI_CHUNK_TOK;
     uint32_t tok = q->prompt_tok ? q->prompt_tok
                                  : tokens_estimate(&r->proxy->tokens, r->model, q->prompt_bytes);
-    if (!q->key_tok) {
-        chunk = tokens_estimate(&r->proxy->tokens, r->model, OPENAI_CHUNK_BYTES);
-        if (q->n_keys && tok / q->n_keys < chunk) /* rounding: keys never reach beyond the prompt */
-            chunk = tok / q->n_keys ? tok / q->n_keys : 1;
-    }
+    uint32_t n_keys = r->keys ? q->n_keys : 0;
+    if (!q->key_tok)
+        chunk = key_tok_of(r);
+    if (n_keys > tok / chunk) /* keys never reach beyond the prompt */
+        n_keys = tok / chunk;
     if (set->trust_headers) {
         session = http_get(head, "x-session-id");
         if (!session.s)
@@ -385,11 +400,12 @@ static void fill_core(struct proxy_request *r, const struct http_head *head)
         .session = session.s && session.len ? XXH3_64bits(session.s, session.len) | 1 : q->session,
         .tenant = tenant,
         .keys = r->keys,
-        .n_keys = r->keys ? q->n_keys : 0,
-        .key_tok = r->keys ? chunk : 0,
+        .n_keys = n_keys,
+        .key_tok = n_keys ? chunk : 0,
         .bytes = http_request_body(r->ex).len,
         .slo_ttft_ps = slo_of(r, head, "x-llm-d-slo-ttft-ms", "x-slo-ttft-ms", ttft),
         .slo_tpot_ps = slo_of(r, head, "x-llm-d-slo-tpot-ms", "x-slo-tpot-ms", tpot),
+        .streamed = q->stream,
     };
 }
 
@@ -427,6 +443,7 @@ static void generate(struct proxy_request *r, enum openai_endpoint endpoint,
     r->model = tokens_model(r->q.model);
     fill_core(r, head);
     r->told = false;
+    r->seen.asked = true;
     struct hub_loop *hub = p->hubs[r->pool - p->serve->pools];
     rc = hub_arrive(hub, &r->hub, &r->core); /* r may be over when this returns */
     if (rc) {
@@ -519,9 +536,10 @@ static void on_request(void *user, struct http_exchange *ex)
     proxy_count(&p->counts.requests, 1);
     if (!r) {
         struct openai_error e = {503, "server_error", NULL, "out of memory", NULL};
-        refuse(ex, &e, NULL, PS_PER_S);
+        refuse(ex, NULL, &e, NULL, PS_PER_S);
         return;
     }
+    seen_begin(r, head);
     http_timer_init(&r->comment, comment);
     if (endpoint == OPENAI_MODELS && head->method == HTTP_M_GET) {
         list_models(r);
@@ -548,11 +566,11 @@ static void on_gone(void *user, struct http_exchange *ex, enum http_gone why)
 {
     struct proxy *p = user;
     struct proxy_request *r = http_exchange_user(ex);
-    (void)why;
     if (!r)
         return;
     r->ex = NULL;
     proxy_count(&p->counts.left, 1);
+    seen_over(r, "left", http_gone_text(why));
     legs_cancel(r, CORE_NO_WORKER);
     if (!r->told) {
         r->told = true;
@@ -661,6 +679,12 @@ struct proxy *proxy_new(struct serve *serve, uv_loop_t *uv, struct http_loop *ht
     p->uv = uv;
     p->http = http;
     p->random = uv_hrtime();
+    if (uv_random(NULL, NULL, &p->id_seed, sizeof p->id_seed, 0, NULL))
+        p->id_seed = p->random; /* ids are told apart, not kept secret */
+    if (uv_mutex_init(&p->ring.lock)) {
+        free(p);
+        return NULL;
+    }
     http_timer_init(&p->watch, watch);
     http_timer_start(http, &p->watch, PROXY_WATCH_MS);
     tokens_init(&p->tokens, serve->live->set.bytes_per_tok);
@@ -742,5 +766,7 @@ void proxy_close(struct proxy *p)
 
 void proxy_free(struct proxy *p)
 {
+    if (p)
+        uv_mutex_destroy(&p->ring.lock);
     free(p);
 }

@@ -16,6 +16,7 @@
 #define WEIR_PROXY_H
 
 #include "controller/http/http_server.h"
+#include "controller/serve/buckets.h"
 #include "controller/serve/serve.h"
 
 #define PROXY_ERROR_BYTES 512u
@@ -35,7 +36,9 @@ struct proxy_counts {
         left; /* left: clients that went away */
     _Atomic uint64_t redispatched,
         resent; /* resent: on a fresh connection, since a reused one was stale */
-    _Atomic uint64_t ttft_count, ttft_sum_us, overhead_count, overhead_sum_ns;
+    /* ttft: from the arrival; the other two and tpot's: from the dispatch, of streams that were answered in one leg */
+    struct buckets ttft, predicted_ttft, ttft_ratio, tpot, predicted_tpot, tpot_ratio;
+    struct buckets hold, overhead;
     _Atomic uint64_t prompt_tok, output_tok, cached_tok;
     _Atomic uint64_t live;
 };

@@ -7,6 +7,7 @@
 #include "controller/openai/openai_error.h"
 #include "controller/openai/openai_request.h"
 #include "controller/serve/proxy.h"
+#include "controller/serve/seen.h"
 #include "controller/serve/tokens.h"
 
 struct proxy_request;
@@ -58,6 +59,7 @@ struct proxy_request {
     bool worker_error;  /* the answer is an error of the worker's own making */
     bool can_restart;   /* a stream of which only the head has gone out: another worker may go on */
     uint64_t arrived_ns, first_ns;
+    struct seen seen;
     struct http_timer comment;         /* of a held stream */
     struct proxy_request *prev, *next; /* in proxy->live */
 };
@@ -77,6 +79,8 @@ struct proxy {
     struct proxy_request *live, *spare;
     uint32_t n_spare;
     struct proxy_counts counts;
+    struct seen_ring ring;
+    uint64_t id_seed;
     void (*drained)(void *user);
     void *drained_user;
     uint64_t random;         /* for rooms and ids */

@@ -84,8 +84,11 @@ static bool send_leg(struct leg *leg, uint32_t worker)
         return false; /* cannot be: the server has checked the target */
     http_call_fields(leg->call, head, true);
     const char *id = leg->changes ? leg->changes->edit.request_id : "";
+    if (!*id && r->seen.id_made)
+        id = r->seen.id;
     if (*id)
         http_call_field(leg->call, "X-Request-Id", (struct http_slice){id, strlen(id)});
+    seen_sent(r);
     if (http_call_send(leg->call, leg->slices, leg->n_slices)) {
         leg->call = NULL;
         return false;
@@ -283,8 +286,7 @@ static void first_token(struct proxy_request *r)
 {
     r->first_told = true;
     r->first_ns = uv_hrtime();
-    proxy_count(&r->proxy->counts.ttft_count, 1);
-    proxy_count(&r->proxy->counts.ttft_sum_us, (r->first_ns - r->arrived_ns) / 1000);
+    seen_first(r);
     if (hub_needs(r->pool->hub) & (1u << CORE_EV_FIRST_TOKEN))
         hub_first_token(&r->hub, r->answer_leg.worker);
 }

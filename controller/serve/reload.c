@@ -116,7 +116,9 @@ static void welcome(struct reload *r)
         (void)hub_get_worker(hub, w->index, &state);
         if (!w->present || !state.vacant)
             continue;
-        hub_worker_added(proxy_hub_loop(r->proxy, w->pool), w->index, &w->core);
+        struct core_worker_config core = w->core;
+        core.steps = s->pools[w->pool].profile ? &s->pools[w->pool].steps : NULL;
+        hub_worker_added(proxy_hub_loop(r->proxy, w->pool), w->index, &core);
         poller_watch(r->poller, i);
     }
 }

@@ -240,9 +240,12 @@ static void heal(struct reqlog *l, size_t at)
     const char *end = at ? memrchr(l->buffer, '\n', at) : NULL;
     size_t whole = end ? (size_t)(end - l->buffer) + 1 : 0;
     uint64_t good = lines_in(l->buffer, whole);
+    struct stat st;
     l->size += whole;
+    /* while a successor takes over, two processes append to the file: what is behind may not be ours */
     if (whole < at)
-        l->broken = ftruncate(l->fd, (off_t)l->size) != 0;
+        l->broken = fstat(l->fd, &st) || (uint64_t)st.st_size != l->size + (at - whole) ||
+                    ftruncate(l->fd, (off_t)l->size);
     count(l, good, l->lines - good, whole);
 }
 

@@ -18,6 +18,7 @@
 #include "controller/serve/admin.h"
 #include "controller/serve/notify.h"
 #include "controller/serve/reload.h"
+#include "controller/serve/request_log.h"
 #include "controller/serve/sockets.h"
 #include "controller/serve/start.h"
 #include "controller/serve/successor.h"
@@ -161,6 +162,8 @@ static void on_hup(uv_signal_t *handle, int number)
     struct daemon *d = handle->data;
     (void)number;
     notify_reloading();
+    if (d->serve.log)
+        reqlog_reopen(d->serve.log);
     reload_begin(&d->reload);
     notify_ready();
 }
@@ -283,10 +286,36 @@ static void run_thread(void *user)
     close_thread(t);
 }
 
+#define SALT_MAX_BYTES 4096
+
+static int open_log(struct daemon *d)
+{
+    const struct serve_config *c = &d->config;
+    struct reqlog_options o = {.path = c->log_file, .rotate_bytes = c->log_rotate_bytes};
+    char error[REQLOG_ERROR_BYTES], salt[SALT_MAX_BYTES];
+    if (!c->log_file[0])
+        return 0;
+    if (c->log_salt_file[0]) {
+        FILE *f = fopen(c->log_salt_file, "r");
+        o.salt_len = f ? fread(salt, 1, sizeof salt, f) : 0;
+        if (f)
+            fclose(f);
+        if (o.salt_len < REQLOG_SALT_MIN_BYTES)
+            return complain(
+                "request_log.salt_file: %.200s cannot be read, or has less than %u bytes",
+                c->log_salt_file, REQLOG_SALT_MIN_BYTES);
+        o.salt = salt;
+    }
+    d->serve.log = reqlog_open(&o, error);
+    return d->serve.log ? 0 : complain("%s", error);
+}
+
 static int open_all(struct daemon *d)
 {
     const struct serve_config *c = &d->config;
     char error[PROXY_ERROR_BYTES];
+    if (open_log(d))
+        return 2;
     d->n_threads = c->set.threads;
     if (d->sockets.n_data > d->n_threads) { /* none may be left without somebody who accepts */
         d->n_threads = d->sockets.n_data;
@@ -369,6 +398,7 @@ static int run_all(struct daemon *d)
         uv_thread_join(&d->threads[i].id);
     for (uint32_t i = 0; i < d->n_threads; i++)
         proxy_free(d->proxies[i]);
+    reqlog_close(d->serve.log);
     return 0;
 }
 

@@ -27,6 +27,7 @@
 #define SERVE_PATH_BYTES 1024u
 #define SERVE_DIGEST_BYTES 32u
 #define SERVE_MAX_ROUTES 64u
+#define SERVE_KEY_TOK_DRIFT 8u /* an eighth */
 
 /* A place for a worker. Places are the first thread's to change, while no other looks (proxy_apply). */
 struct serve_worker {
@@ -48,7 +49,13 @@ struct serve_worker {
 };
 
 struct serve_pool {
-    char name[SERVE_HOST_BYTES];
+    char name[SERVE_HOST_BYTES], policy[SERVE_HOST_BYTES];
+    /* of the pool's profile; NULL: none */
+    struct step_params *profile;
+    struct step_model steps;
+    /* tokens of OPENAI_CHUNK_BYTES of a prompt, the same for all threads and requests, or keys of one prefix would name
+     * other blocks each time; follows the learned ratio when that is SERVE_KEY_TOK_DRIFT off. 0: none yet */
+    _Atomic uint32_t key_tok;
     struct hub *hub;
     const struct handover_dialect *dialect; /* NULL: no prefill and decode workers */
     uint32_t first_worker, n_workers;       /* in serve.workers; with those that nobody has */
@@ -105,6 +112,7 @@ static inline uint64_t serve_tenant_id(const uint8_t digest[SERVE_DIGEST_BYTES])
 }
 
 struct http_tls;
+struct reqlog;
 
 /* What a reload replaces, as a whole; read-only. A thread takes the next one between two events. */
 struct serve_live {
@@ -120,6 +128,7 @@ struct serve_live {
 struct serve {
     struct serve_live *live;       /* of the first thread; the others have theirs (proxy.h) */
     struct http_tls *upstream_tls; /* NULL: no worker is https */
+    struct reqlog *log;            /* of requests; NULL: none is written */
     uv_rwlock_t models_lock;       /* of the pools' models: the poller writes them */
     struct serve_pool *pools;
     uint32_t n_pools;

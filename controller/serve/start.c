@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "controller/http/http_tls.h"
+#include "controller/replay/profile.h"
 
 /* ---- what a reload replaces */
 
@@ -102,11 +103,38 @@ struct core_config serve_core_config(const struct serve_config *c, const struct 
                                 .retry = p->retry,
                                 .health = p->health,
                                 .destination_first = p->dialect && p->dialect->at_once,
-                                .max_requests = 1 << 20};
+                                .max_requests = 1 << 20,
+                                .tell = c->log_file[0] ? CORE_MAX_TOLD : 1};
 }
 
-/* The core of a pool; NULL and the line. */
-static struct hub *make_hub(const struct serve_config *c, const struct config_pool *p, char *error)
+/* The step times of a pool's profile into m; *p is what they were made of (a table is borrowed), to be freed after them.
+ * Without a profile *p is NULL. */
+static int load_profile(const struct config_pool *pool, struct step_params **p,
+                        struct step_model *m, char *error)
+{
+    static struct profile_dirs dirs;
+    char line[STACK_ERROR_BYTES];
+    const char *why = "out of memory";
+    uint64_t kv_bytes;
+    uint32_t gpus;
+    *p = NULL;
+    if (!pool->profile[0])
+        return WEIR_OK;
+    profile_dirs_init(&dirs);
+    *p = calloc(1, sizeof **p);
+    if (*p && profile_find(*p, &kv_bytes, &gpus, pool->profile, ".", dirs.list, pool->name, line))
+        why = line;
+    else if (*p && !step_model_init(m, *p, &why))
+        return WEIR_OK;
+    ytree_error(error, "pool %.100s: profile: %.800s", pool->name, why);
+    free(*p);
+    *p = NULL;
+    return WEIR_E_INPUT;
+}
+
+/* The core of a pool; NULL and the line. steps: of its workers; NULL: not known. */
+static struct hub *make_hub(const struct serve_config *c, const struct config_pool *p,
+                            const struct step_model *steps, char *error)
 {
     const char *why = "out of memory";
     struct hub *hub = NULL;
@@ -118,6 +146,7 @@ static struct hub *make_hub(const struct serve_config *c, const struct config_po
             struct serve_worker w = {.present = false};
             serve_worker_set(&w, &p->workers[i]);
             core[i] = w.core;
+            core[i].steps = steps;
         }
         cc.workers = core;
         cc.n_workers = p->n_workers;
@@ -136,6 +165,10 @@ static int make_pool(struct serve *s, uint32_t index, const struct serve_config 
 {
     struct serve_pool *p = &s->pools[index];
     snprintf(p->name, sizeof p->name, "%s", from->name);
+    snprintf(p->policy, sizeof p->policy, "%s", from->policy);
+    int rc = load_profile(from, &p->profile, &p->steps, error);
+    if (rc)
+        return rc;
     p->dialect = from->dialect;
     p->first_worker = s->n_workers;
     p->n_workers = from->n_workers + from->spare_workers;
@@ -148,7 +181,7 @@ static int make_pool(struct serve *s, uint32_t index, const struct serve_config 
         w->pool = index;
         w->index = i;
     }
-    p->hub = make_hub(c, from, error);
+    p->hub = make_hub(c, from, p->profile ? &p->steps : NULL, error);
     return p->hub ? WEIR_OK : WEIR_E_INPUT;
 }
 
@@ -172,9 +205,15 @@ int serve_check(const struct serve_config *c, char *error)
     int rc = serve_upstream_tls(&s, c, error);
     http_tls_free(s.upstream_tls);
     for (uint32_t i = 0; !rc && i < c->n_pools; i++) {
-        struct hub *hub = make_hub(c, &c->pools[i], error);
+        struct step_params *profile;
+        struct step_model steps;
+        rc = load_profile(&c->pools[i], &profile, &steps, error);
+        if (rc)
+            break;
+        struct hub *hub = make_hub(c, &c->pools[i], profile ? &steps : NULL, error);
         rc = hub ? WEIR_OK : WEIR_E_INPUT;
         hub_free(hub);
+        free(profile);
     }
     if (rc)
         return rc;
@@ -209,8 +248,10 @@ int serve_init(struct serve *s, const struct serve_config *c, char *error)
 
 void serve_deinit(struct serve *s)
 {
-    for (uint32_t i = 0; i < s->n_pools; i++)
+    for (uint32_t i = 0; i < s->n_pools; i++) {
         hub_free(s->pools[i].hub);
+        free(s->pools[i].profile);
+    }
     http_tls_free(s->upstream_tls);
     serve_live_free(s->live);
     uv_rwlock_destroy(&s->models_lock);
