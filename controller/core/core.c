@@ -98,10 +98,10 @@ static const char *config_fault(const struct core_config *c)
     return NULL;
 }
 
-static int init_policy(struct core *c, const struct core_config *cc, const char **why)
+/* The policy's values by cc, in range. */
+static int read_params(const struct policy_ops *p, const struct core_config *cc,
+                       double param[CORE_MAX_POLICY_PARAMS], const char **why)
 {
-    double param[CORE_MAX_POLICY_PARAMS];
-    const struct policy_ops *p = c->policy;
     if (p->n_params > CORE_MAX_POLICY_PARAMS) {
         *why = "a policy has at most 16 parameters (CORE_MAX_POLICY_PARAMS)";
         return WEIR_E_INVALID;
@@ -113,11 +113,21 @@ static int init_policy(struct core *c, const struct core_config *cc, const char 
             return WEIR_E_INVALID;
         }
     }
+    return 0;
+}
+
+static int init_policy(struct core *c, const struct core_config *cc, const char **why)
+{
+    double param[CORE_MAX_POLICY_PARAMS];
+    const struct policy_ops *p = c->policy;
+    int rc = read_params(p, cc, param, why);
+    if (rc)
+        return rc;
     *why = "out of memory";
     c->policy_state = calloc(1, p->state_bytes ? p->state_bytes : 1);
     if (!c->policy_state)
         return WEIR_E_NOMEM;
-    int rc = p->init ? p->init(c->policy_state, param, cc->n_workers) : 0;
+    rc = p->init ? p->init(c->policy_state, param, cc->n_workers) : 0;
     if (rc) {
         free(c->policy_state);
         c->policy_state = NULL;
@@ -1224,12 +1234,23 @@ int core_event(struct core *c, const struct core_event *ev)
 
 int core_reconfigure(struct core *c, const struct core_config *to, const char **why)
 {
+    double param[CORE_MAX_POLICY_PARAMS];
     *why = config_fault(to);
+    if (!*why)
+        *why = health_fault(&to->health);
     if (*why)
         return WEIR_E_INVALID;
-    int rc = fair_reweigh(&c->fair, to, why);
+    int rc = read_params(c->policy, to, param, why);
+    if (!rc)
+        rc = fair_reweigh(&c->fair, to, why);
     if (rc)
         return rc;
+    if (c->policy->tune)
+        c->policy->tune(c->policy_state, param);
+    if (memcmp(&c->config.retry, &to->retry, sizeof to->retry) != 0)
+        retry_budget_init(&c->budget, to->retry.budget, to->retry.percent, to->retry.floor_per_s);
+    fleet_judge_by(&c->fleet, &to->health);
+    c->config.retry = to->retry;
     c->config.queue_max_requests = to->queue_max_requests;
     c->config.queue_max_bytes = to->queue_max_bytes;
     c->config.queue_timeout_ps = to->queue_timeout_ps;
@@ -1238,6 +1259,7 @@ int core_reconfigure(struct core *c, const struct core_config *to, const char **
     c->config.max_retries = to->max_retries;
     c->config.retry_partial = to->retry_partial;
     fleet_limit(&c->fleet, to->max_inflight_per_worker);
+    retry_waiting(c);
     release(c); /* the limit may have been raised */
     return 0;
 }

@@ -273,7 +273,8 @@ struct core_belief {
 struct core_belief core_belief_of(const struct core *c, uint32_t w);
 
 /* Takes over from c what can change while requests are in flight: queue_max_requests, queue_max_bytes,
- * queue_timeout_ps (for waits that begin), drop_late, max_inflight_per_worker, max_retries, retry_partial, tenants.
+ * queue_timeout_ps (for waits that begin), drop_late, max_inflight_per_worker, max_retries, retry_partial, tenants, retry,
+ * health, and policy_param (of the policy that there is; ignored if that has no `tune`).
  * Commands may follow, as from core_event. 0, WEIR_E_INVALID with *why, or WEIR_E_NOMEM: nothing has changed. */
 WEIR_NODISCARD int core_reconfigure(struct core *c, const struct core_config *to, const char **why);
 

@@ -275,6 +275,12 @@ void fleet_vacate(struct fleet *f, uint32_t w)
     measure_reach(f);
 }
 
+void fleet_judge_by(struct fleet *f, const struct core_health_config *c)
+{
+    health_judge_by(&f->health, c);
+    follow_health(f);
+}
+
 void fleet_limit(struct fleet *f, uint32_t max_inflight)
 {
     f->max_inflight = max_inflight;

@@ -77,6 +77,8 @@ void fleet_add(struct fleet *f, uint32_t w, const struct core_worker_config *c);
 void fleet_vacate(struct fleet *f, uint32_t w);
 /* What is wrong with a worker's config; NULL: nothing. */
 const char *fleet_worker_fault(const struct core_worker_config *c);
+/* As health_judge_by. */
+void fleet_judge_by(struct fleet *f, const struct core_health_config *c);
 /* As core_config.max_inflight_per_worker. */
 void fleet_limit(struct fleet *f, uint32_t max_inflight);
 /* Of all workers; 0: they differ, or there are none. */

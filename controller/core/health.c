@@ -8,7 +8,7 @@
 
 /* ---- life */
 
-static const char *config_fault(const struct core_health_config *c)
+const char *health_fault(const struct core_health_config *c)
 {
     bool outliers = c->outlier_failure_percent || c->outlier_latency_percent;
     if (outliers && c->outlier_interval_ps <= 0)
@@ -24,18 +24,27 @@ static const char *config_fault(const struct core_health_config *c)
     return NULL;
 }
 
+static bool compares(const struct health *h)
+{
+    return h->config.outlier_failure_percent || h->config.outlier_latency_percent;
+}
+
+static void decide_what_is_on(struct health *h)
+{
+    h->judges = h->config.breaker_failures || compares(h);
+    h->ramps = h->config.slow_start_ps > 0;
+}
+
 int health_init(struct health *h, const struct core_config *c, const char **why)
 {
     memset(h, 0, sizeof *h);
-    *why = config_fault(&c->health);
+    *why = health_fault(&c->health);
     if (*why)
         return WEIR_E_INVALID;
     h->config = c->health;
     h->n = c->n_workers;
     h->judge_ps = h->next_ps = PS_NEVER;
-    h->judges = h->config.breaker_failures || h->config.outlier_failure_percent ||
-                h->config.outlier_latency_percent;
-    h->ramps = h->config.slow_start_ps > 0;
+    decide_what_is_on(h);
     rng_init(&h->rng, c->seed ^ SEED);
     h->workers = calloc(h->n, sizeof *h->workers);
     h->sort = calloc(h->n, sizeof *h->sort);
@@ -49,7 +58,7 @@ int health_init(struct health *h, const struct core_config *c, const char **why)
         h->workers[w].ready = c->workers[w].up;
         h->n_ready[c->workers[w].role] += c->workers[w].up;
     }
-    if (h->config.outlier_failure_percent || h->config.outlier_latency_percent)
+    if (compares(h))
         h->judge_ps = h->next_ps = h->config.outlier_interval_ps;
     *why = NULL;
     return 0;
@@ -137,6 +146,29 @@ static void recover(struct health *h, struct health_worker *k)
     k->failures = 0;
     ramp(h, k, true);
     enter(h, k, CORE_HEALTH_OK);
+}
+
+void health_judge_by(struct health *h, const struct core_health_config *c)
+{
+    int64_t every = c->outlier_interval_ps;
+    if (!memcmp(&h->config, c, sizeof *c))
+        return;
+    h->config = *c;
+    decide_what_is_on(h);
+    for (uint32_t w = 0; w < h->n; w++) {
+        struct health_worker *k = &h->workers[w];
+        if (!h->judges && k->state != CORE_HEALTH_OK)
+            recover(h, k);
+        if (!h->ramps && k->ramping)
+            ramp(h, k, false);
+        forget_interval(k);
+    }
+    h->judge_ps = !compares(h)                   ? PS_NEVER
+                  : every < PS_NEVER - h->now_ps ? h->now_ps + every
+                                                 : PS_NEVER;
+    for (int role = 0; role < HEALTH_ROLES; role++)
+        recount(h, (enum worker_role)role); /* the panic threshold */
+    plan(h);
 }
 
 void health_up(struct health *h, uint32_t w)

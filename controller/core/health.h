@@ -90,6 +90,10 @@ struct health {
  * deinit. */
 WEIR_NODISCARD int health_init(struct health *h, const struct core_config *c, const char **why);
 void health_deinit(struct health *h);
+/* What is wrong with it; NULL: nothing. */
+const char *health_fault(const struct core_health_config *c);
+/* Judges by this from now on; who is ejected stays so until its time is up, unless nobody judges any more. */
+void health_judge_by(struct health *h, const struct core_health_config *c);
 
 /* Time passes: ejections end, outliers are found. */
 void health_tick(struct health *h, int64_t now_ps, const uint32_t *inflight);

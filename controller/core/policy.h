@@ -78,6 +78,8 @@ struct policy_ops {
 
     /* All but pick may be NULL. param: one value per params row. 0 or WEIR_E_NOMEM. */
     int (*init)(void *state, const double *param, uint32_t n_workers);
+    /* Other values, while requests are in flight. NULL where there are parameters: they are fixed from init on. */
+    void (*tune)(void *state, const double *param);
     void (*deinit)(void *state);
     /* A candidate, POLICY_SHED or POLICY_MISS_SLO. */
     uint32_t (*pick)(void *state, const struct policy_view *v, const struct policy_query *q,

@@ -773,7 +773,8 @@ void config_fixed_changes(const struct serve_config *from, const struct serve_co
             add_changes(CONFIG_POOL, old, &to->pools[i], before, out, n);
         else
             word_add(out, n, before);
-        if (old && memcmp(old->policy_param, to->pools[i].policy_param, sizeof old->policy_param)) {
+        if (old && !core_policy_find(old->policy)->tune &&
+            memcmp(old->policy_param, to->pools[i].policy_param, sizeof old->policy_param) != 0) {
             snprintf(before, sizeof before, "pools.%.64s.policy_params", to->pools[i].name);
             word_add(out, n, before);
         }
@@ -803,7 +804,9 @@ void config_keep_fixed(const struct serve_config *from, struct serve_config *to)
         const struct config_pool *old = pool_named(from, to->pools[i].name);
         if (!old)
             continue;
+        bool another = strcmp(old->policy, to->pools[i].policy) != 0;
         keep(CONFIG_POOL, &to->pools[i], old);
-        memcpy(to->pools[i].policy_param, old->policy_param, sizeof old->policy_param);
+        if (another || !core_policy_find(old->policy)->tune)
+            memcpy(to->pools[i].policy_param, old->policy_param, sizeof old->policy_param);
     }
 }

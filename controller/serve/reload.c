@@ -216,6 +216,7 @@ static void take(struct reload *r, struct serve_config *to, struct serve_live *l
     struct serve *s = r->serve;
     char fixed[YTREE_ERROR_BYTES];
     config_fixed_changes(r->config, to, fixed, sizeof fixed);
+    config_keep_fixed(r->config, to);
     for (uint32_t i = 0; i < s->n_pools; i++) {
         const struct config_pool *c = pool_of(to, s->pools[i].name);
         if (c)
@@ -225,7 +226,6 @@ static void take(struct reload *r, struct serve_config *to, struct serve_live *l
         say("reload: needs a restart, and stays as it was: %s", fixed);
     r->old = s->live;
     s->live = live;
-    config_keep_fixed(r->config, to);
     config_free(r->config);
     *r->config = *to;
     s->reloads++;

@@ -137,7 +137,7 @@ def limits_and_settings_change():
                      pool="    max_inflight: 1\n    queue_max_requests: 0\n    policy: round_robin\n")
         reload(weir)
         said = weir.messages()
-        assert "needs a restart, and stays as it was: threads pools.main.policy" in said, said
+        assert "needs a restart, and stays as it was: threads pools.main.policy\n" in said, said
         streams = [Stream(weir, 60) for _ in range(2)]
         assert all(s.until(b"tok") for s in streams)
         status, headers, _ = chat(weir)

@@ -265,7 +265,29 @@ static void what_a_reload_cannot_change_is_named(void **state)
     good("threads: 3\ntrust_headers: true\npools: [{name: a, policy: sticky, max_retries: 5, "
          "workers: ['http://a:2']}]\n");
     config_fixed_changes(&old, &c, list, sizeof list);
-    assert_string_equal(list, "threads pools.a.policy pools.a.policy_params");
+    assert_string_equal(list, "threads pools.a.policy");
+    config_keep_fixed(&old, &c);
+    assert_int_equal(c.set.threads, 2);
+    assert_true(c.set.trust_headers);
+    assert_string_equal(c.pools[0].policy, "least_loaded");
+    assert_int_equal(c.pools[0].max_retries, 5);
+    assert_true(c.pools[0].policy_param[0] == old.pools[0].policy_param[0]);
+    config_free(&c);
+    config_free(&old);
+    /* knobs change where the policy can take them, and only there */
+    text =
+        "pools: [{name: g, policy: ttft_gate, workers: ['http://a:1']}, {name: s, policy: sticky, workers: "
+        "['http://a:2']}]\n";
+    assert_int_equal(config_load_text(&old, NULL, "weir.yaml", text, strlen(text), error), 0);
+    good(
+        "pools: [{name: g, policy: ttft_gate, policy_params: {min_samples: 9}, workers: ['http://a:1']}, {name: "
+        "s, policy: sticky, policy_params: {affinity: 0.25}, workers: ['http://a:2']}]\n");
+    config_fixed_changes(&old, &c, list, sizeof list);
+    assert_string_equal(list, "pools.g.policy_params");
+    config_keep_fixed(&old, &c);
+    assert_true(c.pools[1].policy_param[0] == 0.25);
+    assert_memory_equal(c.pools[0].policy_param, old.pools[0].policy_param,
+                        sizeof old.pools[0].policy_param);
     config_free(&c);
     config_free(&old);
 }

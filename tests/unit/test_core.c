@@ -1572,6 +1572,55 @@ static void test_nobody_waits_for_one_who_left(void **unused)
     clear(&b);
 }
 
+static double tuned;
+
+static void note_params(void *state, const double *param)
+{
+    (void)state;
+    tuned = param[0];
+}
+
+/* Knobs of the policy and of health: whoever nobody judges any more is trusted. */
+static void test_reconfigure_knobs(void **unused)
+{
+    static const struct policy_param knob[] = {{"knob", 1, 0, 10, "of this test"}};
+    struct policy_ops own = first;
+    struct bed b;
+    const char *why;
+    double value = 11;
+    struct core_worker_state state;
+    (void)unused;
+    own.params = knob;
+    own.n_params = 1;
+    own.tune = note_params;
+    lay(&b, "bb");
+    b.config.own_policy = &own;
+    b.config.health = (struct core_health_config){
+        .breaker_failures = 1, .eject_ps = PS_PER_S, .eject_max_ps = PS_PER_S};
+    start(&b);
+    arrive(&b, 0);
+    expect(&b, CORE_CMD_DISPATCH, 0, 0);
+    fail_on(&b, 0, 0, false);
+    expect(&b, CORE_CMD_DISPATCH, 0, 1);
+    core_get_worker(b.core, 0, &state);
+    assert_int_equal(state.health, CORE_HEALTH_EJECTED);
+    struct core_config to = b.config;
+    to.policy_param = &value;
+    assert_int_equal(core_reconfigure(b.core, &to, &why), WEIR_E_INVALID);
+    value = 7;
+    to.health.eject_ps = 0;
+    assert_int_equal(core_reconfigure(b.core, &to, &why), WEIR_E_INVALID);
+    assert_true(tuned < 7);
+    to.health = (struct core_health_config){.breaker_failures = 0};
+    assert_int_equal(core_reconfigure(b.core, &to, &why), 0);
+    assert_true(tuned > 6.9 && tuned < 7.1);
+    core_get_worker(b.core, 0, &state);
+    assert_int_equal(state.health, CORE_HEALTH_OK);
+    arrive(&b, 1);
+    expect(&b, CORE_CMD_DISPATCH, 1, 0);
+    clear(&b);
+}
+
 static void test_reconfigure(void **unused)
 {
     struct bed b;
@@ -1770,6 +1819,7 @@ int main(void)
         cmocka_unit_test(test_workers_come_and_go),
         cmocka_unit_test(test_nobody_waits_for_one_who_left),
         cmocka_unit_test(test_reconfigure),
+        cmocka_unit_test(test_reconfigure_knobs),
         cmocka_unit_test(test_guessed_prefixes),
         cmocka_unit_test(test_repeatable),
     };

@@ -36,12 +36,18 @@ struct cache_aware {
     uint64_t *tree_tok; /* by worker */
 };
 
-static int init(void *state, const double *param, uint32_t n_workers)
+static void tune(void *state, const double *param)
 {
     struct cache_aware *s = state;
     s->threshold = param[CACHE_THRESHOLD];
     s->abs = param[BALANCE_ABS];
     s->rel = param[BALANCE_REL];
+}
+
+static int init(void *state, const double *param, uint32_t n_workers)
+{
+    struct cache_aware *s = state;
+    tune(state, param);
     s->tree_tok = calloc(n_workers, sizeof *s->tree_tok);
     return s->tree_tok ? 0 : WEIR_E_NOMEM;
 }
@@ -116,6 +122,7 @@ const struct policy_ops policy_cache_aware = {
     .n_params = N_PARAMS,
     .state_bytes = sizeof(struct cache_aware),
     .init = init,
+    .tune = tune,
     .deinit = deinit,
     .pick = pick,
     .dispatched = dispatched,

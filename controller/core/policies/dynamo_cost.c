@@ -80,7 +80,7 @@ static void deinit(void *state)
     memset(s, 0, sizeof *s);
 }
 
-static int init(void *state, const double *param, uint32_t n_workers)
+static void tune(void *state, const double *param)
 {
     struct dynamo *s = state;
     s->credit = param[CREDIT];
@@ -88,6 +88,12 @@ static int init(void *state, const double *param, uint32_t n_workers)
     s->prefill_scale = param[PREFILL_SCALE];
     s->active_weight = param[ACTIVE_WEIGHT];
     s->temperature = param[TEMPERATURE];
+}
+
+static int init(void *state, const double *param, uint32_t n_workers)
+{
+    struct dynamo *s = state;
+    tune(state, param);
     s->book = prefix_index_new(n_workers, 0);
     s->load = calloc(n_workers, sizeof *s->load);
     s->active_blocks = calloc(n_workers, sizeof *s->active_blocks);
@@ -337,6 +343,7 @@ const struct policy_ops policy_dynamo_cost = {
     .state_bytes = sizeof(struct dynamo),
     .request_bytes = sizeof(struct booking),
     .init = init,
+    .tune = tune,
     .deinit = deinit,
     .pick = pick,
     .dispatched = dispatched,

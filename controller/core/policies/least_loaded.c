@@ -45,13 +45,19 @@ struct least_loaded {
 
 static const struct work no_work = {.report_ps = -1};
 
-static int init(void *state, const double *param, uint32_t n_workers)
+static void tune(void *state, const double *param)
 {
     struct least_loaded *s = state;
     s->kv_pressure_weight = param[KV_PRESSURE_WEIGHT];
     s->s_per_tok = 1 / param[THROUGHPUT];
     s->mean_prefill_tok = param[MEAN_PREFILL];
     s->ttl_ps = ps_from_ms(param[REPORT_TTL] * 1000);
+}
+
+static int init(void *state, const double *param, uint32_t n_workers)
+{
+    struct least_loaded *s = state;
+    tune(state, param);
     s->work = malloc(n_workers * sizeof *s->work);
     if (!s->work)
         return WEIR_E_NOMEM;
@@ -125,6 +131,7 @@ const struct policy_ops policy_least_loaded = {
     .n_params = N_PARAMS,
     .state_bytes = sizeof(struct least_loaded),
     .init = init,
+    .tune = tune,
     .deinit = deinit,
     .pick = pick,
     .dispatched = dispatched,

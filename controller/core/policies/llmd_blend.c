@@ -46,10 +46,15 @@ uint32_t llmd_blend_pick(const struct llmd_blend *b, const struct policy_view *v
     return policy_choose(&best, rng);
 }
 
+static void tune(void *state, const double *param)
+{
+    llmd_blend_init(state, param);
+}
+
 static int init(void *state, const double *param, uint32_t n_workers)
 {
     (void)n_workers;
-    llmd_blend_init(state, param);
+    tune(state, param);
     return 0;
 }
 
@@ -71,5 +76,6 @@ const struct policy_ops policy_llmd_blend = {
     .n_params = POLICY_ROWS(params),
     .state_bytes = sizeof(struct llmd_blend),
     .init = init,
+    .tune = tune,
     .pick = pick,
 };

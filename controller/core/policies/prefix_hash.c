@@ -31,12 +31,17 @@ struct prefix_hash {
     double load_factor;
 };
 
-static int init(void *state, const double *param, uint32_t n_workers)
+static void tune(void *state, const double *param)
 {
     struct prefix_hash *s = state;
-    (void)n_workers;
     s->prefix_tok = (uint32_t)param[PREFIX_TOK];
     s->load_factor = param[LOAD_FACTOR];
+}
+
+static int init(void *state, const double *param, uint32_t n_workers)
+{
+    (void)n_workers;
+    tune(state, param);
     return 0;
 }
 
@@ -81,5 +86,6 @@ const struct policy_ops policy_prefix_hash = {
     .n_params = N_PARAMS,
     .state_bytes = sizeof(struct prefix_hash),
     .init = init,
+    .tune = tune,
     .pick = pick,
 };

@@ -44,10 +44,9 @@ struct prob_admit {
     int64_t stale_ps; /* 0: never */
 };
 
-static int init(void *state, const double *param, uint32_t n_workers)
+static void tune(void *state, const double *param)
 {
     struct prob_admit *s = state;
-    (void)n_workers;
     llmd_blend_init(&s->blend, param);
     s->power = (uint32_t)param[POWER];
     s->factor = param[FACTOR];
@@ -55,6 +54,12 @@ static int init(void *state, const double *param, uint32_t n_workers)
     s->kv_threshold = param[KV_THRESHOLD];
     s->stale_ps = ps_from_ms(param[STALE]);
     s->shed_from = param[SHED_FROM];
+}
+
+static int init(void *state, const double *param, uint32_t n_workers)
+{
+    (void)n_workers;
+    tune(state, param);
     return 0;
 }
 
@@ -101,5 +106,6 @@ const struct policy_ops policy_prob_admit = {
     .n_params = N_PARAMS,
     .state_bytes = sizeof(struct prob_admit),
     .init = init,
+    .tune = tune,
     .pick = pick,
 };

@@ -33,14 +33,19 @@ struct sticky {
     double affinity, max_penalty_ms, tok_per_s, cap_tok;
 };
 
-static int init(void *state, const double *param, uint32_t n_workers)
+static void tune(void *state, const double *param)
 {
     struct sticky *s = state;
-    (void)n_workers;
     s->affinity = param[AFFINITY];
     s->max_penalty_ms = param[MAX_TTFT_PENALTY];
     s->tok_per_s = param[PEAK_PREFILL];
     s->cap_tok = param[TOKEN_LOAD_CAP];
+}
+
+static int init(void *state, const double *param, uint32_t n_workers)
+{
+    (void)n_workers;
+    tune(state, param);
     return 0;
 }
 
@@ -106,5 +111,6 @@ const struct policy_ops policy_sticky = {
     .n_params = N_PARAMS,
     .state_bytes = sizeof(struct sticky),
     .init = init,
+    .tune = tune,
     .pick = pick,
 };
