@@ -12,10 +12,12 @@ PACKAGES=(
     build-essential cmake ninja-build pkg-config
     # libraries: YAML, decompression, hashing
     libcyaml-dev libyaml-dev zlib1g-dev libzstd-dev libxxhash-dev
-    # libraries: event loop, TLS (llhttp: see below)
+    # libraries: event loop, TLS (llhttp, hiredis: see below)
     libuv1-dev libssl-dev
-    # tests: units, fuzzing and sanitizers, format check, the checks written in Python
-    libcmocka-dev clang libclang-rt-dev clang-format python3
+    # libraries: records that controllers and engines exchange
+    protobuf-c-compiler libprotobuf-c-dev
+    # tests: units, fuzzing and sanitizers, format check, the checks written in Python, Redis
+    libcmocka-dev clang libclang-rt-dev clang-format python3 redis-server
 )
 PREFIX=/usr/local
 NEXT_SUITE=trixie # the Debian after 12
@@ -39,6 +41,9 @@ missing_packages() {
         [[ $have == *" $p "* ]] || printf '%s\n' "$p"
     done
 }
+
+# With TLS; 0.14 of Debian 12 has neither that nor RESP3.
+have_hiredis() { pkg-config --atleast-version=1.0 hiredis hiredis_ssl 2>/dev/null; }
 
 have_yyjson() { pkg-config --atleast-version=0.8 yyjson 2>/dev/null; }
 
@@ -204,7 +209,8 @@ from_next_debian() {
 
 command -v apt-get >/dev/null || die "this script needs a Debian system with apt (12 or 13)"
 mapfile -t missing < <(missing_packages "${PACKAGES[@]}")
-if [ ${#missing[@]} -eq 0 ] && have_yyjson && have_llhttp; then
+if [ ${#missing[@]} -eq 0 ] && have_yyjson && have_llhttp &&
+    have_hiredis; then
     log "everything is in place"
     exit 0
 fi
@@ -234,6 +240,16 @@ if ! have_yyjson; then
     else
         from_next_debian yyjson
         have_yyjson || die "yyjson was built, but pkg-config does not find it under $PREFIX"
+    fi
+fi
+if ! have_hiredis; then
+    need_root hiredis
+    apt_update_once
+    if [[ $(apt-cache policy libhiredis-dev | sed -n 's/^ *Candidate: //p') == [1-9]* ]]; then
+        apt_install libhiredis-dev
+    else
+        from_next_debian hiredis -DENABLE_SSL=ON -DDISABLE_TESTS=ON
+        have_hiredis || die "hiredis was built, but pkg-config does not find it under $PREFIX"
     fi
 fi
 log "done"
