@@ -95,7 +95,7 @@ static const char *config_fault(const struct core_config *c)
         return "the retry budget must be 0 to 100 percent, and 1 to 16777216 a second";
     if (c->n_workers > CORE_MAX_WORKERS || c->spare_workers > CORE_MAX_WORKERS)
         return "n_workers must be 1 to 16384, with spare_workers";
-    return NULL;
+    return health_fault(&c->health);
 }
 
 /* The policy's values by cc, in range. */
@@ -998,8 +998,16 @@ static int on_prefill_done(struct core *c, struct request *q, const struct core_
     }
     c->stats.inflight--;
     bool in_line = opened && c->decode.n;
-    if (in_line || route_decode(c, q) == BLOCKED)
+    if (!in_line && route_decode(c, q) != BLOCKED)
+        return 0;
+    if (within(c->fleet.reach.hope, fleet_need_tok(&q->r), HELD_KV)) {
         wait_in_line(c, q, HELD_KV, in_line);
+        return 0;
+    }
+    leave_leg(c, q, q->worker); /* while it was being prefilled, all that could decode left */
+    command(c, CORE_CMD_CANCEL, ev->request, q->worker);
+    over(c, q, 0, false);
+    reject(c, ev->request, CORE_REASON_NO_WORKER);
     return 0;
 }
 
@@ -1236,8 +1244,6 @@ int core_reconfigure(struct core *c, const struct core_config *to, const char **
 {
     double param[CORE_MAX_POLICY_PARAMS];
     *why = config_fault(to);
-    if (!*why)
-        *why = health_fault(&to->health);
     if (*why)
         return WEIR_E_INVALID;
     int rc = read_params(c->policy, to, param, why);
@@ -1247,10 +1253,8 @@ int core_reconfigure(struct core *c, const struct core_config *to, const char **
         return rc;
     if (c->policy->tune)
         c->policy->tune(c->policy_state, param);
-    if (memcmp(&c->config.retry, &to->retry, sizeof to->retry) != 0)
-        retry_budget_init(&c->budget, to->retry.budget, to->retry.percent, to->retry.floor_per_s);
+    retry_budget_limit(&c->budget, to->retry.budget, to->retry.percent, to->retry.floor_per_s);
     fleet_judge_by(&c->fleet, &to->health);
-    c->config.retry = to->retry;
     c->config.queue_max_requests = to->queue_max_requests;
     c->config.queue_max_bytes = to->queue_max_bytes;
     c->config.queue_timeout_ps = to->queue_timeout_ps;
@@ -1259,7 +1263,7 @@ int core_reconfigure(struct core *c, const struct core_config *to, const char **
     c->config.max_retries = to->max_retries;
     c->config.retry_partial = to->retry_partial;
     fleet_limit(&c->fleet, to->max_inflight_per_worker);
+    release(c); /* limits may have been raised */
     retry_waiting(c);
-    release(c); /* the limit may have been raised */
     return 0;
 }

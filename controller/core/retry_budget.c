@@ -8,6 +8,13 @@ void retry_budget_init(struct retry_budget *b, bool on, uint32_t percent, uint32
     *b = (struct retry_budget){.on = on, .percent = percent, .floor_per_s = floor_per_s};
 }
 
+void retry_budget_limit(struct retry_budget *b, bool on, uint32_t percent, uint32_t floor_per_s)
+{
+    b->on = on;
+    b->percent = percent;
+    b->floor_per_s = floor_per_s;
+}
+
 static void pass_time(struct retry_budget *b, int64_t now_ps)
 {
     int64_t slot = now_ps / RETRY_SLOT_PS, n = slot - b->slot;
@@ -26,8 +33,6 @@ static void pass_time(struct retry_budget *b, int64_t now_ps)
 
 void retry_budget_arrival(struct retry_budget *b, int64_t now_ps)
 {
-    if (!b->on)
-        return;
     pass_time(b, now_ps);
     b->slots[b->slot % RETRY_SLOTS].arrivals++;
     b->arrivals++;
@@ -35,11 +40,9 @@ void retry_budget_arrival(struct retry_budget *b, int64_t now_ps)
 
 bool retry_budget_take(struct retry_budget *b, int64_t now_ps)
 {
-    if (!b->on)
-        return true;
     pass_time(b, now_ps);
     uint64_t floor = (uint64_t)b->floor_per_s * (RETRY_SLOTS * RETRY_SLOT_PS / PS_PER_S);
-    if ((b->retries + 1) * 100 > b->arrivals * b->percent + floor * 100)
+    if (b->on && (b->retries + 1) * 100 > b->arrivals * b->percent + floor * 100)
         return false;
     b->slots[b->slot % RETRY_SLOTS].retries++;
     b->retries++;

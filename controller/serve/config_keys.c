@@ -134,13 +134,13 @@ static const struct key keys[] = {
     {CONFIG_POOL, KEY_BOOL, "retry_partial", .def = "false", POOL_AT(retry_partial),
      .help = "try again even when part of an answer had come"},
     {CONFIG_POOL, KEY_INNER, "retry_budget", .default_note = "as below",
-     .help = "bounds retries by what succeeds (Finagle's defaults)"},
+     .help = "bounds retries by what arrives (Finagle's defaults); one beyond it waits until it is within"},
     {CONFIG_POOL, KEY_BOOL, "retry_budget.on", .def = "true", POOL_AT(retry.budget),
      .help = "false: no limit but max_retries"},
     {CONFIG_POOL, KEY_U32, "retry_budget.percent", .unit = "%", .max = 100, .def = "20", POOL_AT(retry.percent),
-     .help = "of requests that may be retries"},
-    {CONFIG_POOL, KEY_U32, "retry_budget.floor_per_s", .unit = "retries", .max = 1000000, .def = "10", POOL_AT(retry.floor_per_s),
-     .help = "a second that are always allowed"},
+     .help = "of the requests of the last ten seconds that may be tried again"},
+    {CONFIG_POOL, KEY_U32, "retry_budget.floor_per_s", .unit = "retries", .min = 1, .max = 1000000, .def = "10", POOL_AT(retry.floor_per_s),
+     .help = "a second that are allowed in any case"},
     /* Breaker and panic as Envoy's defaults; the first ejection is 10 s instead of 30 because a pool here has a few
      * workers, not hundreds; a latency of ten times the median is a fault in any mix of hardware. */
     {CONFIG_POOL, KEY_INNER, "health", .default_note = "as below", .help = "when a worker is not trusted"},

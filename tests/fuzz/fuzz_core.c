@@ -39,7 +39,8 @@ struct bed {
     struct input in;
     struct core *core;
     struct core_worker_config workers[MAX_WORKERS];
-    uint32_t n_workers;
+    struct core_config config;
+    uint32_t n_workers; /* with spare ones */
     uint64_t keys[HANDLES][N_KEYS];
     int live[HANDLES]; /* arrived, and not over as far as commands and events have said */
     int64_t now_ps;
@@ -63,6 +64,19 @@ static void lay(struct bed *b)
     c.drop_late = flags & 8;
     c.fair_quantum_tok = flags & 16 ? 200 : 0;
     c.queue_max_bytes = flags & 32 ? 600 : 0;
+    if (flags & 64) {
+        c.health = (struct core_health_config){.breaker_failures = 1 + (flags >> 7),
+                                               .outlier_failure_percent = 20,
+                                               .outlier_latency_percent = 200,
+                                               .outlier_interval_ps = 500,
+                                               .eject_ps = 30,
+                                               .eject_max_ps = 200,
+                                               .eject_max_percent = 50,
+                                               .panic_percent = flags & 128 ? 0 : 50,
+                                               .slow_start_ps = 100};
+        c.retry = (struct core_retry_config){.budget = true, .percent = 20, .floor_per_s = 1};
+    }
+    c.spare_workers = flags & 128 ? 2 : 0;
     c.n_workers = b->n_workers = byte(&b->in) % (MAX_WORKERS + 1);
     for (uint32_t w = 0; w < b->n_workers; w++) {
         uint32_t v = byte(&b->in);
@@ -74,6 +88,8 @@ static void lay(struct bed *b)
     }
     b->core = core_new(&c, &why);
     must(b->core || why);
+    b->n_workers += c.spare_workers;
+    b->config = c;
 }
 
 static void over(struct bed *b, uint32_t handle)
@@ -161,10 +177,29 @@ static void some_event(struct bed *b)
         ev.telemetry = n & 8 ? &t : NULL;
     else if (ev.kind == CORE_EV_CACHE)
         ev.cache = n & 4 ? &cache : NULL;
+    else if (ev.kind == CORE_EV_WORKER_ADDED)
+        ev.added = n & 8 && b->config.n_workers ? &b->workers[v % b->config.n_workers] : NULL;
+    else if (ev.kind == CORE_EV_DONE)
+        ev.error = n & 2;
     int rc = core_event(b->core, &ev);
     must(rc == 0 || rc == WEIR_E_INVALID || rc == WEIR_E_LIMIT);
     if (rc == 0 && (ev.kind == CORE_EV_DONE || ev.kind == CORE_EV_CANCELLED))
         over(b, ev.request);
+}
+
+/* Limits change, or what is asked for is nonsense and they do not. */
+static void reconfigure(struct bed *b)
+{
+    struct core_config c = b->config;
+    const char *why;
+    uint32_t v = byte(&b->in);
+    c.max_inflight_per_worker = v & 3;
+    c.queue_max_requests = v >> 2 & 3;
+    c.health.breaker_failures = v >> 4 & 1;
+    c.health.panic_percent = v >> 5 & 1 ? 200 : 40;
+    c.retry.floor_per_s = v >> 6 & 1;
+    int rc = core_reconfigure(b->core, &c, &why);
+    must(rc ? rc == WEIR_E_INVALID && why : !why);
 }
 
 static void check_stats(const struct bed *b)
@@ -188,7 +223,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     b.in = (struct input){data, size};
     lay(&b);
     while (b.core && b.in.left) {
-        some_event(&b);
+        if (b.in.left > 2 && b.in.data[0] == 254) {
+            (void)byte(&b.in);
+            reconfigure(&b);
+        } else {
+            some_event(&b);
+        }
         read_commands(&b);
         check_stats(&b);
         must(core_next_timer_ps(b.core) > 0);

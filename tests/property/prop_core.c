@@ -1,6 +1,6 @@
 /* prop_core.c - the decision core against a book of its promises: random fleets (roles, sizes, limits), every
  * policy, and random events: arrivals, answers, losses (also of requests just sent, before the other commands
- * are read), cancels, workers that die, hang, fail and drag, drain and come back, telemetry that is late or wrong,
+ * are read), cancels, workers that die, hang, fail and drag, drain and come back, leave and are added, limits that change, telemetry that is late or wrong,
  * late timers, nonsense. Most cases are short: a few thousand a second.
  *
  * Held to: a request is answered once and none is lost; it goes only to workers that are up, of the right role,
@@ -49,7 +49,7 @@ struct client {
     uint64_t keys[N_KEYS];
     uint32_t worker, peer, avoid, losses, streamed;
     uint64_t seq;
-    int64_t held_ps, arrived_ps;
+    int64_t held_ps, arrived_ps, until_ps; /* until_ps: held until then */
     bool later;      /* lost, and beyond the retry budget: told to wait before anything else */
     bool partial;    /* its last loss was after the first bytes */
     bool peer_lost;  /* its decode worker went down before the hand-over */
@@ -60,7 +60,7 @@ struct client {
 enum manners { FINE, FAILS, HANGS };
 
 struct machine {
-    bool up, draining;
+    bool up, draining, vacant;
     enum manners manners;
     uint32_t inflight;
     uint64_t tok;
@@ -81,8 +81,9 @@ struct bed {
     /* the last ten seconds, by tenth: what the retry budget is about */
     int64_t tenth;
     uint32_t arrived[100], retried[100];
-    bool ending; /* workers behave */
-    bool timer;  /* the event under way is a timer */
+    bool ending;   /* workers behave */
+    bool panicked; /* at some time */
+    bool timer;    /* the event under way is a timer */
     bool
         shifted; /* it has changed who is healthy: commands may have been decided before or after */
     bool retries; /* it is a loss after which the request is tried again */
@@ -373,8 +374,7 @@ static int64_t deadline_ps(const struct bed *b, const struct client *c)
 static void check_reason(const struct bed *b, const struct client *c, enum core_reason reason)
 {
     bool kv = c->state == WAITING_KV || c->state == HAS_KV, lost = c->partial;
-    bool late = (c->state == WAITING || c->state == WAITING_KV) &&
-                b->now_ps - c->held_ps >= b->config.queue_timeout_ps;
+    bool late = (c->state == WAITING || c->state == WAITING_KV) && b->now_ps >= c->until_ps;
     switch (reason) {
     case CORE_REASON_QUEUE_FULL:
         assert_true(c->state == ASKED && !c->losses);
@@ -383,7 +383,7 @@ static void check_reason(const struct bed *b, const struct client *c, enum core_
         break;
     case CORE_REASON_SATURATED: assert_string_equal(b->config.policy, "prob_admit"); break;
     case CORE_REASON_SLO:
-        if (!b->config.drop_late || b->now_ps - c->arrived_ps < c->r.slo_ttft_ps)
+        if (b->now_ps - c->arrived_ps < c->r.slo_ttft_ps)
             assert_string_equal(b->config.policy, "ttft_gate");
         break;
     case CORE_REASON_NO_WORKER:
@@ -392,10 +392,9 @@ static void check_reason(const struct bed *b, const struct client *c, enum core_
         break;
     case CORE_REASON_TOO_LARGE: assert_false(path(b, c, false, exists)); break;
     case CORE_REASON_RETRIES:
-        if (c->losses == b->config.max_retries + 1)
+        if (c->losses > b->config.max_retries && c->state == ASKED)
             break;
-        assert_true(c->state == WAITING_RETRY);
-        assert_true(b->now_ps - c->held_ps >= b->config.queue_timeout_ps);
+        assert_true(c->state == WAITING_RETRY && b->now_ps >= c->until_ps);
         break;
     case CORE_REASON_PARTIAL: assert_true(lost && !b->config.retry_partial); break;
     case CORE_REASON_TIMEOUT: assert_true(late && path(b, c, kv, ready)); break;
@@ -428,9 +427,11 @@ static void check_hold(struct bed *b, const struct core_command *cmd)
     b->expect.delayed += c->later;
     c->later = false;
     c->held_ps = b->now_ps;
+    c->until_ps = deadline_ps(b, c);
     b->expect.held++;
     totals.held++;
-    assert_true(count_waiting(b, true) <= b->config.queue_max_requests);
+    if (!c->dispatched && c->state == WAITING)
+        assert_true(count_waiting(b, true) <= b->config.queue_max_requests);
 }
 
 static void check_command(struct bed *b, const struct core_command *cmd)
@@ -467,6 +468,14 @@ static void read_commands(struct bed *b)
     struct core_command cmd;
     while (core_next(b->core, &cmd))
         check_command(b, &cmd);
+}
+
+static struct machine as_configured(const struct core_worker_config *c)
+{
+    uint64_t tok = (uint64_t)c->block_size * c->num_gpu_blocks;
+    if (c->max_model_len && c->max_model_len < tok)
+        tok = c->max_model_len;
+    return (struct machine){.up = c->up, .tok = tok};
 }
 
 /* What the event means to the model, before the core hears of it. */
@@ -527,6 +536,10 @@ static void apply(struct bed *b, const struct core_event *ev)
         }
         break;
     case CORE_EV_WORKER_DRAIN: b->m[ev->worker].draining = true; break;
+    case CORE_EV_WORKER_ADDED: b->m[ev->worker] = as_configured(ev->added); break;
+    case CORE_EV_WORKER_GONE:
+        b->m[ev->worker] = (struct machine){.draining = true, .vacant = true};
+        break;
     default: break;
     }
 }
@@ -572,7 +585,7 @@ static void check_books(const struct bed *b)
 }
 
 /* The books of health, and what they may lead to. */
-static void check_health(const struct bed *b)
+static void check_health(struct bed *b)
 {
     const struct health *h = health(b);
     uint32_t n_ready[FLEET_ROLES] = {0}, n_sick[FLEET_ROLES] = {0}, n_used[FLEET_ROLES] = {0};
@@ -589,7 +602,8 @@ static void check_health(const struct bed *b)
         probing += k->state == CORE_HEALTH_PROBING;
         if (k->state == CORE_HEALTH_EJECTED)
             assert_true(k->until_ps > b->now_ps && h->next_ps <= k->until_ps);
-        if (k->state == CORE_HEALTH_PROBING && !b->config.health.panic_percent)
+        b->panicked |= h->panic[role];
+        if (k->state == CORE_HEALTH_PROBING && !b->panicked) /* one in a panic has more */
             assert_true(b->m[w].inflight <= k->least + 1);
     }
     for (int role = 0; role < FLEET_ROLES; role++) {
@@ -613,7 +627,7 @@ static void check_waiting(const struct bed *b)
         later |= c->state == WAITING_RETRY;
         for (uint32_t w = 0; c->state != WAITING_RETRY && w < b->config.n_workers; w++)
             assert_false(could_take(b, c, w));
-        int64_t deadline = deadline_ps(b, c);
+        int64_t deadline = c->until_ps;
         next = deadline < next ? deadline : next;
         assert_true(b->timer ? deadline > b->now_ps : deadline >= b->now_ps);
     }
@@ -679,6 +693,16 @@ static struct core_health_config some_health(struct bed *b)
     return h;
 }
 
+static struct core_worker_config a_worker(struct bed *b, enum worker_role role)
+{
+    uint32_t len = below(b, 3) ? 0 : 600 + below(b, 3) * 300;
+    return (struct core_worker_config){.role = role,
+                                       .block_size = below(b, 4) ? 16 : 64,
+                                       .num_gpu_blocks = 1000,
+                                       .max_model_len = len,
+                                       .up = below(b, 5) > 0};
+}
+
 static void lay(struct bed *b, uint64_t seed)
 {
     memset(b, 0, sizeof *b);
@@ -694,22 +718,15 @@ static void lay(struct bed *b, uint64_t seed)
             role = w % 2 ? ROLE_DECODE : ROLE_PREFILL;
         else if (kind == 2)
             role = (enum worker_role)(w % 3);
-        uint32_t len = below(b, 3) ? 0 : 600 + below(b, 3) * 300;
-        b->workers[w] = (struct core_worker_config){.role = role,
-                                                    .block_size = below(b, 4) ? 16 : 64,
-                                                    .num_gpu_blocks = 1000,
-                                                    .max_model_len = len,
-                                                    .up = below(b, 5) > 0};
-        b->m[w].up = b->workers[w].up;
-        b->m[w].tok = (uint64_t)b->workers[w].block_size * 1000;
-        if (len && len < b->m[w].tok)
-            b->m[w].tok = len;
+        b->workers[w] = a_worker(b, role);
+        b->m[w] = as_configured(&b->workers[w]);
     }
     b->config = (struct core_config){
         .policy = core_policies[below(b, core_policies_count)]->name,
         .seed = seed,
         .n_workers = n,
         .workers = b->workers,
+        .spare_workers = below(b, N_WORKERS + 1 - n),
         .queue_max_requests = below(b, 3) ? below(b, 40) : N_REQUESTS,
         .queue_max_bytes = below(b, 3) ? 0 : below(b, 4000),
         .drop_late = below(b, 2),
@@ -734,6 +751,9 @@ static void lay(struct bed *b, uint64_t seed)
     b->core = core_new(&b->config, &why);
     b->config.tenants = NULL;
     assert_non_null(b->core);
+    for (uint32_t w = n; w < n + b->config.spare_workers; w++)
+        b->m[w] = (struct machine){.draining = true, .vacant = true};
+    b->config.n_workers += b->config.spare_workers; /* from here on: all places */
 }
 
 /* A request in one of the states from..to; N_REQUESTS: none found. */
@@ -785,6 +805,8 @@ static void op_down(struct bed *b)
 {
     uint32_t w = below(b, b->config.n_workers);
     bool before = below(b, 2);
+    if (b->m[w].vacant)
+        return;
     if (before)
         happen(b, (struct core_event){.kind = CORE_EV_WORKER_DOWN, .worker = w});
     for (uint32_t i = 0; i < N_REQUESTS; i++) {
@@ -828,6 +850,8 @@ static void op_step(struct bed *b, uint32_t i)
 static void op_report(struct bed *b)
 {
     uint32_t w = below(b, b->config.n_workers);
+    if (b->m[w].vacant)
+        return;
     struct core_telemetry t = {.at_ps = b->now_ps - below(b, 50) * b->unit_ps,
                                .running = below(b, 9),
                                .waiting = below(b, 9),
@@ -842,6 +866,50 @@ static void op_report(struct bed *b)
 }
 
 /* Whatever an adapter gets wrong is refused, and changes nothing that can be seen. */
+/* A worker leaves for good, or one comes into a place that is free. */
+static void op_place(struct bed *b)
+{
+    uint32_t w = below(b, b->config.n_workers);
+    struct machine *m = &b->m[w];
+    struct core_worker_config *k = &b->workers[w];
+    if (m->vacant) {
+        *k = a_worker(b, (enum worker_role)below(b, 3));
+        happen(b, (struct core_event){.kind = CORE_EV_WORKER_ADDED, .worker = w, .added = k});
+    } else if ((!m->up || m->draining) && !m->inflight) {
+        happen(b, (struct core_event){.kind = CORE_EV_WORKER_GONE, .worker = w});
+    }
+}
+
+/* Other limits. */
+static void op_reload(struct bed *b)
+{
+    struct core_config c = b->config;
+    const char *why;
+    c.queue_max_requests = below(b, 40);
+    c.queue_max_bytes = below(b, 3) ? 0 : below(b, 4000);
+    c.drop_late = below(b, 2);
+    c.queue_timeout_ps = below(b, 2) ? PS_NEVER : span(b, 3000);
+    c.max_inflight_per_worker = below(b, 6);
+    c.max_retries = below(b, 4);
+    c.retry_partial = below(b, 2);
+    if (below(b, 2))
+        c.health = some_health(b);
+    if (below(b, 2))
+        c.retry = (struct core_retry_config){
+            .budget = below(b, 2), .percent = below(b, 100), .floor_per_s = 1 + below(b, 3)};
+    c.n_workers -= c.spare_workers;
+    c.n_tenants = 0;
+    happen(b, (struct core_event){.kind = CORE_EV_TIMER});
+    b->shifted = true;
+    assert_int_equal(core_reconfigure(b->core, &c, &why), 0);
+    c.n_workers = b->config.n_workers;
+    b->config = c;
+    read_commands(b);
+    check_books(b);
+    check_health(b);
+    check_waiting(b);
+}
+
 static void op_nonsense(struct bed *b)
 {
     static const enum core_event_kind kinds[] = {CORE_EV_PREFILL_DONE, CORE_EV_FIRST_TOKEN,
@@ -875,20 +943,31 @@ static void pass_time(struct bed *b)
     b->now_ps = to;
 }
 
+static void op_worker(struct bed *b, enum core_event_kind kind, uint32_t w)
+{
+    if (!b->m[w].vacant)
+        happen(b, (struct core_event){.kind = kind, .worker = w});
+}
+
 static void op(struct bed *b)
 {
     uint32_t i, w = below(b, b->config.n_workers);
     pass_time(b);
     switch (below(b, 40)) {
     case 0: op_down(b); break;
-    case 1: happen(b, (struct core_event){.kind = CORE_EV_WORKER_DRAIN, .worker = w}); break;
+    case 1: op_worker(b, CORE_EV_WORKER_DRAIN, w); break;
     case 2:
     case 3:
-    case 4: happen(b, (struct core_event){.kind = CORE_EV_WORKER_UP, .worker = w}); break;
+    case 4: op_worker(b, CORE_EV_WORKER_UP, w); break;
     case 5:
     case 6: op_report(b); break;
     case 11:
     case 12: b->m[w].manners = below(b, 3); break;
+    case 13: op_place(b); break;
+    case 14:
+        if (below(b, 4) == 0)
+            op_reload(b);
+        break;
     case 7: op_nonsense(b); break;
     case 8:
         i = some(b, WAITING, IN_DECODE);
@@ -915,7 +994,7 @@ static void wind_up(struct bed *b)
 {
     b->ending = true;
     for (uint32_t w = 0; w < b->config.n_workers; w++)
-        happen(b, (struct core_event){.kind = CORE_EV_WORKER_UP, .worker = w});
+        op_worker(b, CORE_EV_WORKER_UP, w);
     for (uint32_t i; some(b, ASKED, IN_DECODE) < N_REQUESTS;) {
         i = some(b, IN_WHOLE, IN_DECODE);
         if (i < N_REQUESTS) {
