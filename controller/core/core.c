@@ -791,8 +791,9 @@ static void give_up(struct core *c, uint32_t handle, enum core_reason reason)
 /* Whoever waits and needs less can go, but for workers that it should avoid. */
 static uint64_t room(const struct core *c, enum phase phase)
 {
-    return phase == HELD ? fleet_room_new(&c->fleet, c->config.destination_first)
-                         : fleet_room_decode(&c->fleet);
+    uint64_t tok = phase == HELD ? fleet_room_new(&c->fleet, c->config.destination_first)
+                                 : fleet_room_decode(&c->fleet);
+    return tok < UINT64_MAX ? tok + 1 : tok; /* UINT64_MAX: a worker without a limit */
 }
 
 /* Sends on whoever can go, first in line first. */
@@ -800,10 +801,10 @@ static void release_line(struct core *c, struct hold_queue *queue, enum phase ph
 {
     if (!queue->n)
         return;
-    for (uint32_t next, h = hold_queue_first(queue, room(c, phase) + 1); h != HOLD_NONE; h = next) {
+    for (uint32_t next, h = hold_queue_first(queue, room(c, phase)); h != HOLD_NONE; h = next) {
         struct request *q = &c->requests[h];
         enum outcome o = phase == HELD ? route(c, q) : route_decode(c, q);
-        next = hold_queue_after(queue, h, room(c, phase) + 1);
+        next = hold_queue_after(queue, h, room(c, phase));
         if (o != BLOCKED)
             leave_queue(c, q, queue, o == ROUTED);
         if (o == REFUSED)

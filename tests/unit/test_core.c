@@ -914,6 +914,27 @@ static void test_passing(void **unused)
     clear(&b);
 }
 
+/* Workers without a limit of their own. */
+static void test_no_limit(void **unused)
+{
+    struct bed b;
+    (void)unused;
+    lay(&b, "b");
+    b.workers[0].max_model_len = 0;
+    b.config.max_inflight_per_worker = 1;
+    start(&b);
+    for (uint32_t h = 0; h < 3; h++)
+        arrive(&b, h);
+    expect(&b, CORE_CMD_DISPATCH, 0, 0);
+    expect_hold(&b, 1);
+    expect_hold(&b, 2);
+    for (uint32_t h = 1; h < 3; h++) {
+        assert_int_equal(say(&b, CORE_EV_DONE, h - 1, 0), 0);
+        expect(&b, CORE_CMD_DISPATCH, h, 0);
+    }
+    clear(&b);
+}
+
 /* Bodies of those who wait are bounded as well. */
 static void test_queue_bytes(void **unused)
 {
@@ -1797,6 +1818,7 @@ int main(void)
         cmocka_unit_test(test_lost_keeps_place),
         cmocka_unit_test(test_loss_opens_worker),
         cmocka_unit_test(test_passing),
+        cmocka_unit_test(test_no_limit),
         cmocka_unit_test(test_queue_bytes),
         cmocka_unit_test(test_drop_late),
         cmocka_unit_test(test_turns),

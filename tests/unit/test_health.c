@@ -336,6 +336,27 @@ static void test_repeatable(void **unused)
     health_deinit(&b);
 }
 
+/* Another config: panic is asked again, ejections stay; with nothing that ejects, nobody is out. */
+static void test_reconfigure(void **unused)
+{
+    struct health h;
+    struct core_health_config c = usual();
+    (void)unused;
+    set_up(&h, c, 4);
+    fail_often(&h, 0, 3);
+    fail_often(&h, 1, 3);
+    assert_false(admits(&h, 0));
+    c.panic_percent = 60;
+    health_reconfigure(&h, &c);
+    assert_true(h.panic[ROLE_BOTH] && admits(&h, 0));
+    c.panic_percent = 0;
+    health_reconfigure(&h, &c);
+    assert_false(admits(&h, 0));
+    health_reconfigure(&h, &(struct core_health_config){0});
+    assert_true(admits(&h, 0) && health_next_ps(&h) == PS_NEVER);
+    health_deinit(&h);
+}
+
 static void test_names(void **unused)
 {
     (void)unused;
@@ -353,7 +374,7 @@ int main(void)
         cmocka_unit_test(test_panic),      cmocka_unit_test(test_failure_rate),
         cmocka_unit_test(test_latency),    cmocka_unit_test(test_most),
         cmocka_unit_test(test_slow_start), cmocka_unit_test(test_repeatable),
-        cmocka_unit_test(test_names),
+        cmocka_unit_test(test_names),      cmocka_unit_test(test_reconfigure),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
