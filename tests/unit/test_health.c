@@ -347,12 +347,12 @@ static void test_reconfigure(void **unused)
     fail_often(&h, 1, 3);
     assert_false(admits(&h, 0));
     c.panic_percent = 60;
-    health_reconfigure(&h, &c);
+    health_judge_by(&h, &c);
     assert_true(h.panic[ROLE_BOTH] && admits(&h, 0));
     c.panic_percent = 0;
-    health_reconfigure(&h, &c);
+    health_judge_by(&h, &c);
     assert_false(admits(&h, 0));
-    health_reconfigure(&h, &(struct core_health_config){0});
+    health_judge_by(&h, &(struct core_health_config){0});
     assert_true(admits(&h, 0) && health_next_ps(&h) == PS_NEVER);
     health_deinit(&h);
 }
