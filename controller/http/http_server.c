@@ -206,6 +206,13 @@ static void out_put(struct http_exchange *c)
     c->out = NULL;
 }
 
+static void pipelined_put(struct http_exchange *c)
+{
+    if (c->pipelined)
+        http_block_put(c->server->loop, c->pipelined);
+    c->pipelined = NULL;
+}
+
 static void close_connection(struct http_exchange *c)
 {
     if (c->state == S_CLOSED)
@@ -213,9 +220,7 @@ static void close_connection(struct http_exchange *c)
     idle_remove(c);
     release_request(c);
     out_put(c);
-    if (c->pipelined)
-        http_block_put(c->server->loop, c->pipelined);
-    c->pipelined = NULL;
+    pipelined_put(c);
     if (c->state == S_EXCHANGE)
         c->server->stats.exchanges--;
     c->state = S_CLOSED;
@@ -238,6 +243,7 @@ static void linger(struct http_exchange *c)
 {
     idle_remove(c);
     release_request(c);
+    pipelined_put(c);
     c->state = S_LINGER;
     http_io_end(&c->io);
     http_io_read_start(&c->io);
@@ -368,6 +374,11 @@ static int write_response(struct http_exchange *c, const struct http_slice *data
     return e;
 }
 
+static bool pipelined_is_full(const struct http_exchange *c)
+{
+    return c->pipelined && c->pipelined->to == HTTP_BLOCK_BYTES;
+}
+
 static void to_idle(struct http_exchange *c)
 {
     c->state = S_IDLE;
@@ -386,7 +397,8 @@ static void finish(struct http_exchange *c)
     release_request(c);
     c->server->stats.exchanges--;
     if (c->keep_alive && !c->server->drain_over) {
-        http_io_read_start(&c->io);
+        if (!pipelined_is_full(c))
+            http_io_read_start(&c->io);
         to_idle(c);
     } else {
         c->state = S_IDLE; /* no exchange any more */
@@ -685,17 +697,25 @@ static void feed_once(struct http_exchange *c, char *at, size_t n)
     }
 }
 
+/* What came behind the last request is the next one's. How much it is. */
+static size_t take_pipelined(struct http_exchange *c)
+{
+    in_put(c);
+    c->in = c->pipelined;
+    c->pipelined = NULL;
+    http_io_read_start(&c->io); /* it was stopped if that was all there is room for */
+    size_t n = c->in->to;
+    c->in->to = 0;
+    return n;
+}
+
 /* Answers may be given from within: then the next request, if it is here already, has its turn at once. */
 static void feed(struct http_exchange *c, char *at, size_t n)
 {
     c->feeding = true;
     feed_once(c, at, n);
     while (c->state == S_IDLE && c->pipelined) {
-        in_put(c);
-        c->in = c->pipelined;
-        c->pipelined = NULL;
-        n = c->in->to;
-        c->in->to = 0;
+        n = take_pipelined(c);
         feed_once(c, c->in->bytes, n);
     }
     c->feeding = false;
@@ -703,11 +723,17 @@ static void feed(struct http_exchange *c, char *at, size_t n)
 
 /* --- the connection ---------------------------------------------------------------------------------------- */
 
+/* What comes now has to wait: for the end of the exchange, or behind what waited for that and has not had its turn yet. */
+static bool has_to_wait(const struct http_exchange *c)
+{
+    return c->state == S_EXCHANGE || (c->state == S_IDLE && c->pipelined);
+}
+
 static void on_room(struct http_io *io, char **at, size_t *len)
 {
     struct http_exchange *c = of_io(io);
-    bool in_block =
-        c->state == S_IDLE || c->state == S_HEAD || (c->state == S_BODY && !c->body.cap);
+    bool in_block = (c->state == S_IDLE && !c->pipelined) || c->state == S_HEAD ||
+                    (c->state == S_BODY && !c->body.cap);
     if (in_block) {
         if (!c->in)
             c->in = http_block_get(c->server->loop);
@@ -731,11 +757,11 @@ static void on_data(struct http_io *io, char *at, size_t n)
     if (!n) {
         if (c->state == S_IDLE && c->in && !c->in->to)
             in_put(c);
-    } else if (c->state == S_EXCHANGE) {
+    } else if (has_to_wait(c)) {
         stash(c, at, n);
-        if (c->pipelined->to == HTTP_BLOCK_BYTES) {
+        if (pipelined_is_full(c)) {
             http_io_read_stop(io);
-            if (c->waits_for == W_NOTHING)
+            if (c->state == S_EXCHANGE && c->waits_for == W_NOTHING)
                 wait_for(c, W_END);
         }
     } else if (c->state <= S_BODY) {
@@ -843,10 +869,7 @@ static void on_task(struct http_task *task)
     } else if (c->dead) {
         close_connection(c);
     } else if (c->state == S_IDLE && c->pipelined) {
-        c->in = c->pipelined;
-        c->pipelined = NULL;
-        size_t n = c->in->to;
-        c->in->to = 0;
+        size_t n = take_pipelined(c);
         feed(c, c->in->bytes, n);
     }
 }

@@ -268,6 +268,28 @@ int hub_arrive(struct hub_loop *l, struct hub_request *r, const struct core_requ
     return rc;
 }
 
+/* Under the lock: the core did not take how a request ended (it had planned another worker for it meanwhile). It must not
+ * keep the request, whose handle is the next one's, nor may who waits for a command wait for ever. */
+static void disown(struct hub *h, struct hub_loop *l, const struct core_event *ev,
+                   uint32_t generation)
+{
+    struct core_event cancel = {.kind = CORE_EV_CANCELLED, .request = ev->request};
+    if (ev->kind == CORE_EV_CANCELLED)
+        return;
+    (void)take(h, l, &cancel);
+    if (ev->kind != CORE_EV_FAILED)
+        return;
+    MEM_GROW(l->mine, l->mine_cap, l->n_mine + 1);
+    l->mine[l->n_mine++] =
+        (struct mail){.cmd = {.kind = CORE_CMD_REJECT,
+                              .request = ev->request,
+                              .worker = CORE_NO_WORKER,
+                              .peer = CORE_NO_WORKER,
+                              .reason = ev->partial ? CORE_REASON_PARTIAL : CORE_REASON_RETRIES,
+                              .retry_after_ps = PS_NEVER},
+                      .generation = generation};
+}
+
 /* An event of a request; over: it is the last one. */
 static void request_event(struct hub_request *r, struct core_event ev, bool over)
 {
@@ -276,9 +298,11 @@ static void request_event(struct hub_request *r, struct core_event ev, bool over
     ev.request = r->handle;
     uv_mutex_lock(&h->lock);
     if (h->entries[r->handle].request == r) {
+        uint32_t generation = h->entries[r->handle].generation;
         if (over)
             entry_free(h, r->handle);
-        (void)take(h, l, &ev);
+        if (take(h, l, &ev) && (over || ev.kind == CORE_EV_FAILED))
+            disown(h, l, &ev, generation);
     }
     uv_mutex_unlock(&h->lock);
     deliver_mine(l);

@@ -119,6 +119,21 @@ static struct handover handover_of(const struct proxy_request *r, uint32_t prefi
                              .decode_address = d->kv_address};
 }
 
+/* The body does not take what the hand-over puts into it. No worker is to blame, and none would do better. */
+static void unfit(struct proxy_request *r, int rc)
+{
+    struct openai_error e = {
+        400, "invalid_request_error", NULL,
+        "the body does not take the members of the hand-over between prefill and decode: ask for "
+        "fewer choices or prompts at once, and name each member once",
+        NULL};
+    if (rc != WEIR_E_LIMIT && rc != WEIR_E_INPUT)
+        e = openai_error_of(CORE_REASON_NONE);
+    r->told = true;
+    hub_cancelled(&r->hub);
+    proxy_refuse(r, &e, PS_NEVER);
+}
+
 static void dispatch_prefill(struct proxy_request *r, uint32_t worker, uint32_t peer)
 {
     const struct handover_dialect *d = r->pool->dialect;
@@ -128,10 +143,11 @@ static void dispatch_prefill(struct proxy_request *r, uint32_t worker, uint32_t 
     r->prefill_len = 0;
     r->prefill_done = false;
     r->prefill.resent = r->answer_leg.resent = false;
-    if (changed_body(r, &r->prefill, d->prefill, &h) ||
-        (both && changed_body(r, &r->answer_leg, d->decode, &h))) {
-        r->prefill.worker = worker;
-        lost(&r->prefill, "the body does not take the members of the hand-over");
+    int rc = changed_body(r, &r->prefill, d->prefill, &h);
+    if (!rc && both)
+        rc = changed_body(r, &r->answer_leg, d->decode, &h);
+    if (rc) {
+        unfit(r, rc);
         return;
     }
     /* the decode leg first: should the prefill leg be lost from within, both are there to be stopped */
@@ -150,7 +166,10 @@ static void dispatch_decode(struct proxy_request *r, uint32_t worker)
     r->answer_leg.worker = worker;
     if (!handover_params(r->prefill_answer, r->prefill_len, &h.params))
         h.params = (struct json_slice){NULL, 0};
-    if (changed_body(r, &r->answer_leg, r->pool->dialect->decode, &h))
+    int rc = changed_body(r, &r->answer_leg, r->pool->dialect->decode, &h);
+    if (rc == WEIR_E_LIMIT)
+        unfit(r, rc);
+    else if (rc)
         lost(&r->answer_leg,
              "the prefill leg's answer has no kv_transfer_params that fit the body");
     else
@@ -265,8 +284,19 @@ static bool keep_prefill(struct proxy_request *r, const struct http_part *p)
     return true;
 }
 
+/* The answer is under way: what the prefill leg was for is done, however it ends; and the request's body may be gone. */
+static bool is_spent(const struct leg *leg)
+{
+    const struct proxy_request *r = leg->request;
+    return leg == &r->prefill && r->prefill_done && r->head_sent && !r->answer_silent;
+}
+
 static void prefill_part(struct proxy_request *r, const struct http_part *p)
 {
+    if (p->head && p->head->status != 200 && is_spent(&r->prefill)) {
+        stop(&r->prefill);
+        return;
+    }
     if (p->head && p->head->status != 200) {
         lost(&r->prefill, "the prefill worker refused");
         return;
@@ -373,6 +403,6 @@ static void failed(void *user, struct http_call *call, const struct http_failure
     struct leg *leg = user;
     (void)call;
     leg->call = NULL;
-    if (!forgive(leg, f))
+    if (!is_spent(leg) && !forgive(leg, f))
         lost(leg, f->detail ? f->detail : http_fail_text(f->why));
 }

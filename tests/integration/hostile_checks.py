@@ -13,6 +13,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 import time
 
 sys.argv, names = sys.argv[:2], sys.argv[2:]
@@ -196,6 +197,101 @@ def ten_thousand_idle_connections():
 # ---- engines
 
 
+class Scripted:
+    """An engine that keeps its connections; script(socket, body, nth) answers its nth request, and closes where it returns False."""
+
+    def __init__(self, script):
+        self.script, self.asked = script, 0
+        self.sock = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def url(self, role):
+        return f"http://127.0.0.1:{self.sock.getsockname()[1]}#role={role}"
+
+    def accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=self.serve, args=(self.sock.accept()[0],), daemon=True).start()
+
+    def serve(self, s):
+        with s, s.makefile("rb") as file, contextlib.suppress(OSError):
+            while line := file.readline():
+                length = 0
+                while (field := file.readline()) not in (b"\r\n", b""):
+                    if field.lower().startswith(b"content-length:"):
+                        length = int(field.split(b":")[1])
+                body = file.read(length)
+                if line.startswith(b"GET"):
+                    s.sendall(b"HTTP/1.1 %s\r\nContent-Length: 0\r\n\r\n" % (b"404 None" if b"/metrics" in line else b"200 OK"))
+                    continue
+                self.asked += 1
+                if not self.script(s, body, self.asked):
+                    return
+
+
+@contextlib.contextmanager
+def apart(prefill, decode, dialect):
+    engines = [Scripted(prefill), Scripted(prefill), Scripted(decode)]
+    roles = ("prefill", "prefill", "decode")
+    weir = Process("serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--handover", dialect,
+                   *[a for e, r in zip(engines, roles) for a in ("--worker", e.url(r))], admin=True)
+    try:
+        wait_for(lambda: all(w["state"] == "up" for w in state(weir)), "the engines are up")
+        yield weir
+    finally:
+        weir.end(signal.SIGKILL)
+        for e in engines:
+            e.sock.close()
+
+
+def answer_json(s, _, __):
+    s.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+    return True
+
+
+def a_prefill_engine_that_closes_during_the_answer_harms_nobody():
+    """On a connection that it had kept: the request's body is gone by then, and the answer needs it no more."""
+    begun, closed = threading.Event(), threading.Event()
+
+    def prefill(s, body, nth):
+        if b'"stream": true' not in body:
+            return answer_json(s, body, nth)
+        begun.wait(PATIENCE_S)
+        s.shutdown(socket.SHUT_RDWR)
+        closed.set()
+        return False
+
+    def decode(s, body, nth):
+        if b'"stream": true' not in body:
+            time.sleep(0.2)  # so that the prefill leg's connection is kept
+            return answer_json(s, body, nth)
+        event = b"31\r\ndata: {\"choices\":[{\"delta\":{\"content\":\"tok\"}}]}\n\n\r\n"
+        s.sendall(CHUNKED + event)
+        begun.set()
+        closed.wait(PATIENCE_S)
+        time.sleep(0.2)
+        s.sendall(event + b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+        return True
+
+    with apart(prefill, decode, "sglang") as weir:
+        for _ in range(4):
+            assert chat(weir)[0] == 200
+        begun_stream = Stream(weir, 5)
+        assert begun_stream.until(b"[DONE]"), begun_stream.data
+        assert begun_stream.data.count(b"tok") == 2 and b"error" not in begun_stream.data, begun_stream.data
+        assert chat(weir)[0] == 200
+
+
+def no_worker_is_blamed_for_a_body_that_cannot_be_handed_over():
+    many = '{"model":"m","messages":[{"role":"user","content":"x"}]' + ',"stream":false,"a":1' * 100 + "}"
+    for dialect, body in (("sglang", {"messages": [{"role": "user", "content": "x"}], "n": 1000}), ("nixl", many)):
+        with apart(answer_json, answer_json, dialect) as weir:
+            for _ in range(8):
+                assert call(weir.port, "POST", "/v1/chat/completions", body)[0] == 400
+            assert all(w["health"] == "ok" and not w["failures_in_a_row"] for w in state(weir)), state(weir)
+            assert metric(weir.admin, "weir_inflight_requests") == 0
+
+
 def an_engine_that_stalls_in_the_middle_is_cut():
     for answer in (CHUNKED + b"1e\r\ndata: {\"a\":", CHUNKED + b"e\r\ndata: \" tok\"\n\n\r\n",
                    b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"):
@@ -230,4 +326,6 @@ if __name__ == "__main__":
     sys.exit(run_checks([smuggled_requests_are_refused_and_not_run, too_much_of_anything_is_refused,
                          bodies_that_are_no_requests_are_refused, clients_cannot_choose, slow_clients_hinder_nobody,
                          a_client_that_does_not_read_holds_little, ten_thousand_idle_connections,
-                         an_engine_that_stalls_in_the_middle_is_cut, an_engine_that_never_stops_talking_is_bounded], names))
+                         an_engine_that_stalls_in_the_middle_is_cut, an_engine_that_never_stops_talking_is_bounded,
+                         a_prefill_engine_that_closes_during_the_answer_harms_nobody,
+                         no_worker_is_blamed_for_a_body_that_cannot_be_handed_over], names))

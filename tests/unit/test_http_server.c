@@ -353,6 +353,69 @@ static void much_is_pipelined(void **state)
     free(body);
 }
 
+/* What a poll of the sockets brings: first the end of the first exchange, then bytes for the next one. */
+static void answer_first(uv_async_t *handle)
+{
+    struct fixture *f = handle->data;
+    struct http_exchange *first = f->held;
+    f->held = NULL;
+    http_reply(first, 200, NULL, slice("first"));
+    uv_close((uv_handle_t *)handle, NULL);
+}
+
+static void bytes_come_before_what_is_pipelined_has_its_turn(void **state)
+{
+    struct fixture *f = *state;
+    struct net_peer p;
+    uv_async_t answer;
+    char *body = pattern(HTTP_BLOCK_BYTES);
+    listen_with_options(f);
+    for (int i = 0; i < 2; i++) { /* some is pipelined; as much as is read ahead */
+        size_t before = i ? HTTP_BLOCK_BYTES : 2;
+        uv_async_init(&f->uv, &answer, answer_first);
+        answer.data = f;
+        join(f, &p);
+        net_send(&p, GET);
+        wait_for_request(f);
+        net_send(&p, "POST /two HTTP/1.1\r\nHost: a\r\nContent-Length: 32768\r\n\r\n");
+        net_send_n(&p, body, before);
+        net_run_for(&f->uv, 20);
+        uv_async_send(&answer);
+        net_send_n(&p, body + before, HTTP_BLOCK_BYTES - before);
+        net_run_for(&f->uv, 20);
+        wait_for_request(f);
+        assert_string_equal(f->target, "/two");
+        assert_int_equal(f->body_len, HTTP_BLOCK_BYTES);
+        assert_memory_equal(f->body, body, HTTP_BLOCK_BYTES);
+        http_reply(f->held, 200, NULL, slice("second"));
+        f->held = NULL;
+        net_expect(&p, "second");
+        net_close(&p);
+    }
+    free(body);
+}
+
+/* It will not be read; the answer is whole all the same. */
+static void much_is_pipelined_behind_the_last_request(void **state)
+{
+    struct fixture *f = *state;
+    struct net_peer p;
+    char *body = pattern(4000000);
+    listen_with_options(f);
+    net_connect_narrow(&p, &f->uv, http_server_port(f->server));
+    net_send(&p, "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    wait_for_request(f);
+    net_send_n(&p, body, (size_t)3 * HTTP_BLOCK_BYTES / 2);
+    net_run_for(&f->uv, 20);
+    http_reply(f->held, 200, NULL, (struct http_slice){body, 4000000});
+    f->held = NULL;
+    net_expect_bytes(&p, 4000000);
+    net_expect_end(&p);
+    assert_memory_equal(strstr(p.got, "\r\n\r\n") + 4, body, 4000000);
+    net_close(&p);
+    free(body);
+}
+
 static void expect_continue(void **state)
 {
     struct fixture *f = *state;
@@ -1238,6 +1301,8 @@ int main(void)
         T(pipelined_requests_answered_at_once),
         T(pipelined_requests_answered_later),
         T(much_is_pipelined),
+        T(bytes_come_before_what_is_pipelined_has_its_turn),
+        T(much_is_pipelined_behind_the_last_request),
         T(expect_continue),
         T(chunked_response),
         T(old_clients),
