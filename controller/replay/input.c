@@ -14,7 +14,8 @@
 #include <zstd.h>
 
 #define RAW_BYTES ((size_t)64 << 10)
-#define WINDOW_BYTES ((size_t)128 << 10) /* more would push what the simulation uses out of the cache */
+#define WINDOW_BYTES                                                                               \
+    ((size_t)128 << 10) /* more would push what the simulation uses out of the cache */
 #define SENTINEL_BYTES 1
 
 enum encoding { PLAIN, GZIP, ZSTD };

@@ -557,8 +557,10 @@ static void *prepare_heap(void)
     mallopt(M_TRIM_THRESHOLD, 512 << 20);
     mallopt(M_TOP_PAD, 16 << 20);
     uintptr_t from = ((uintptr_t)sbrk(0) + huge) & ~(huge - 1);
-    void *top = malloc(64);
-    void *filler = malloc(from - (uintptr_t)top - 256);
+    void *top = malloc(64), *filler = NULL;
+    uintptr_t gap = from - (uintptr_t)top;
+    if (gap > 256 && gap < 2 * huge) /* not where another allocator has its memory elsewhere */
+        filler = malloc(gap - 256);
     uintptr_t to = (uintptr_t)sbrk(0);
     if (filler && from < to)
         (void)madvise((void *)from, to - from, MADV_HUGEPAGE);

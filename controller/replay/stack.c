@@ -825,8 +825,8 @@ static int set_in_pool(struct stack_pool *pool, const struct target *t,
 {
     struct stack_pool changed = *pool;
     const char *part = "", *why = "";
-    int rc =
-        key_read(t->key, base_in_pool(&changed, t->key->scope), value, t->negated, where, error);
+    int rc = key_read(t->key, base_in_pool(&changed, (enum key_scope)t->key->scope), value,
+                      t->negated, where, error);
     if (rc)
         return rc;
     if (finish_pool(&changed, &part, &why)) {
