@@ -303,6 +303,27 @@ static void pool_defaults(struct config_pool *p, uint32_t index)
         snprintf(p->name, sizeof p->name, "main");
 }
 
+/* Its name and models are its own. */
+static int check_names(struct load *l, const struct ytree_node *n, const char *path,
+                       const struct config_pool *p)
+{
+    if (!is_plain(p->name))
+        return keys_fail(&l->f, n, path, "the name '%.64s' has blanks, quotes or slashes", p->name);
+    for (const struct config_pool *o = l->c->pools; o < p; o++) {
+        if (!strcmp(o->name, p->name))
+            return keys_fail(&l->f, n, path, "two pools are called %.64s; rename one", p->name);
+        for (uint32_t i = 0; i < p->n_models; i++) {
+            for (uint32_t k = 0; k < o->n_models; k++) {
+                if (!strcmp(p->models[i], o->models[k]))
+                    return keys_fail(&l->f, n, path,
+                                     "model %.100s is in pool %.64s already; a model has one pool",
+                                     p->models[i], o->name);
+            }
+        }
+    }
+    return WEIR_OK;
+}
+
 static int read_pool(struct load *l, const struct ytree_node *n, const char *list_path)
 {
     struct serve_config *c = l->c;
@@ -323,16 +344,8 @@ static int read_pool(struct load *l, const struct ytree_node *n, const char *lis
     default_params(p, policy);
     snprintf(path, sizeof path, "pools[%u].policy_params", c->n_pools - 1);
     rc = params ? read_params(l, p, params, path) : WEIR_OK;
-    if (rc)
-        return rc;
-    if (!is_plain(p->name))
-        return keys_fail(&l->f, n, path, "the name '%.64s' has blanks, quotes or slashes", p->name);
-    for (uint32_t i = 0; i + 1 < c->n_pools; i++) {
-        if (!strcmp(c->pools[i].name, p->name))
-            return keys_fail(&l->f, n, list_path, "two pools are called %.64s; rename one",
-                             p->name);
-    }
-    return WEIR_OK;
+    snprintf(path, sizeof path, "pools[%u]", c->n_pools - 1);
+    return rc ? rc : check_names(l, n, path, p);
 }
 
 /* Whether p can run at all. `where` starts the message. */

@@ -340,7 +340,37 @@ def sockets_of_a_manager_are_taken():
             engine.end(signal.SIGKILL)
 
 
-CHECKS = [a_restart_loses_nothing, a_successor_that_fails_changes_nothing, a_manager_hears_of_reloads,
+def places_run_out():
+    with running(3, pool="    spare_workers: 0\n") as (weir, engines, config):
+        config.write(*engines, pool="    spare_workers: 0\n")
+        said = refused(weir)
+        assert "no room for more workers" in said and "raise spare_workers" in weir.messages(), said
+        assert len(names_of(weir)) == 2
+
+
+def pools_go_by_model():
+    engines = [Process("mock", "--port", "0", "--model", m) for m in ("red", "blue")]
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "weir.yaml"
+        pools = "".join(f"  - {{name: {m}, workers: [{{url: '{e.url()}', name: e-{m}}}]}}\n" for m, e in zip(("red", "blue"), engines))
+        path.write_text(f"listen: 127.0.0.1:0\nadmin: {{listen: '127.0.0.1:0'}}\npoll_ms: 50\nexplain: true\npools:\n{pools}")
+        weir = Process("serve", "--config", str(path), admin=True)
+        try:
+            def models():
+                return sorted(m["id"] for m in json.loads(call(weir.port, "GET", "/v1/models")[2])["data"])
+            wait_for(lambda: models() == ["blue", "red"], "both pools know their models")
+            for m in ("red", "blue", "red"):
+                status, headers, _ = chat(weir, model=m)
+                assert (status, headers["x-weir-worker"]) == (200, f"e-{m}"), (status, headers)
+            status, _, body = chat(weir, model="green")
+            assert status == 404 and b"green" in body, (status, body)
+        finally:
+            for p in (weir, *engines):
+                p.end(signal.SIGKILL)
+
+
+CHECKS = [places_run_out, pools_go_by_model,
+          a_restart_loses_nothing, a_successor_that_fails_changes_nothing, a_manager_hears_of_reloads,
           sockets_of_a_manager_are_taken, workers_come_and_go_under_load, a_leaving_worker_ends_its_streams, a_bad_file_changes_nothing,
           limits_and_settings_change, certificates_are_read_again]
 

@@ -128,6 +128,8 @@ static void faults_name_file_line_and_key(void **state)
     bad("pools:\n- workers: []\n", "weir.yaml:2: pools[0]", "no workers");
     bad("pools: [{name: a, workers: ['http://a:1']}, {name: a, workers: ['http://a:2']}]\n",
         "weir.yaml:1", "two pools are called a");
+    bad("pools:\n- {models: [m], workers: ['http://a:1']}\n- {models: [x, m], workers: ['http://a:2']}\n",
+        "weir.yaml:3: pools[1]", "model m is in pool main already");
     bad("", "weir.yaml", "expected pools");
     bad("pools: 7\n", "weir.yaml:1: pools", "expected a list");
     bad(WORKER "listen: here\n", "weir.yaml:2: listen", "expected HOST:PORT");
@@ -195,6 +197,19 @@ static void tenants_are_known_by_key_and_by_header(void **state)
     assert_null(known);
     assert_int_equal(tenant(l, NULL, NULL, &known), 17);
     assert_true(tenant(l, NULL, "Bearer x", &known) != tenant(l, NULL, "Bearer y", &known));
+    serve_live_free(l);
+    config_free(&c);
+}
+
+static void routes_are_found_by_path(void **state)
+{
+    (void)state;
+    good(WORKER "routes: [{path: /v1/a, priority: 1}, {path: /v1/ab, slo_tpot_ms: 5}]\n");
+    struct serve_live *l = serve_live_new(&c, error);
+    assert_non_null(l);
+    assert_int_equal(live_route(l, (struct http_slice){"/v1/a", 5})->priority, 1);
+    assert_int_equal(live_route(l, (struct http_slice){"/v1/ab", 6})->slo_tpot_ps, 5 * PS_PER_MS);
+    assert_null(live_route(l, (struct http_slice){"/v1/abc", 7}));
     serve_live_free(l);
     config_free(&c);
 }
@@ -332,6 +347,7 @@ int main(void)
         cmocka_unit_test(pools_with_everything),
         cmocka_unit_test(faults_name_file_line_and_key),
         cmocka_unit_test(tenants_are_known_by_key_and_by_header),
+        cmocka_unit_test(routes_are_found_by_path),
         cmocka_unit_test(options_win_over_the_file),
         cmocka_unit_test(bad_options_are_told),
         cmocka_unit_test(what_a_reload_cannot_change_is_named),
