@@ -12,5 +12,6 @@ int profile_main(int argc, char **argv);
 int policies_main(int argc, char **argv);
 int serve_main(int argc, char **argv);
 int mock_main(int argc, char **argv);
+int top_main(int argc, char **argv);
 
 #endif

@@ -47,6 +47,7 @@ static const struct {
     int (*main)(int argc, char **argv);
 } commands[] = {
     {"serve", "stand in front of engines and route requests, inline", LIVE(serve_main)},
+    {"top", "live view of a weir serve: workers, queues, predicted and measured", LIVE(top_main)},
     {"mock", "an engine without a model, for trying weir serve without a GPU", LIVE(mock_main)},
     {"replay", "run a recorded trace through one or more policies and compare them",
      OFFLINE(replay_main)},

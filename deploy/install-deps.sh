@@ -14,6 +14,8 @@ PACKAGES=(
     libcyaml-dev libyaml-dev zlib1g-dev libzstd-dev libxxhash-dev
     # libraries: event loop, TLS (llhttp, hiredis: see below)
     libuv1-dev libssl-dev
+    # weir top
+    libncurses-dev
     # libraries: records that controllers and engines exchange
     protobuf-c-compiler libprotobuf-c-dev
     # tests: units, fuzzing and sanitizers, format check, the checks written in Python, Redis

@@ -209,7 +209,50 @@ def forecasts_learn_what_engines_do():
         assert abs(recent[0]["predicted_ttft_ms"] / recent[0]["ttft_ms"] - 1) < 0.7, recent[0]
 
 
+# ---- weir top
+
+
+def top_prints_a_page():
+    with fleet(2) as (weir, _):
+        chat(weir, stream=True)
+        done = subprocess.run([WEIR, "top", "--once", "--admin", f"127.0.0.1:{weir.admin}"], capture_output=True, text=True,
+                              timeout=60)
+        assert done.returncode == 0, done.stderr
+        for w in state(weir):
+            assert re.search(rf"^ {re.escape(w['name'])} +up ", done.stdout, re.M), done.stdout
+        assert "pool main: least_loaded, 0 waiting, 0 in flight" in done.stdout and "completed" in done.stdout
+        assert max(map(len, done.stdout.splitlines())) <= 80
+    done = subprocess.run([WEIR, "top", "--once", "--admin", "127.0.0.1:1"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "127.0.0.1:1" in done.stderr and done.stderr.count("\n") == 1
+    with fleet(1) as (weir, engines):  # an engine is no weir
+        done = subprocess.run([WEIR, "top", "--once", "--admin", f"127.0.0.1:{engines[0].port}"], capture_output=True,
+                              text=True, timeout=60)
+        assert done.returncode == 2 and "no admin listener" in done.stderr
+
+
+def top_lives_in_a_terminal():
+    import fcntl
+    import pty
+    import struct
+    import termios
+    with fleet(1) as (weir, _):
+        pid, tty = pty.fork()
+        if not pid:
+            os.environ["TERM"] = "xterm"
+            os.execv(WEIR, [WEIR, "top", "--interval", "100", "--admin", f"127.0.0.1:{weir.admin}"])
+        fcntl.ioctl(tty, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        seen = b""
+        while b"last requests" not in seen or b"pool main" not in seen:
+            seen += os.read(tty, 65536)
+        os.write(tty, b"q")
+        with contextlib.suppress(OSError):
+            while os.read(tty, 65536):
+                pass
+        assert os.waitpid(pid, 0)[1] == 0
+
+
 if __name__ == "__main__":
     sys.exit(run_checks([a_log_is_replayed_with_its_times_and_reuse, what_did_not_end_well_is_in_the_log,
                          a_full_disk_costs_lines_and_nothing_else, a_log_that_was_moved_away_is_opened_anew,
-                         ids_and_traces_go_through, forecasts_learn_what_engines_do], names))
+                         ids_and_traces_go_through, forecasts_learn_what_engines_do, top_prints_a_page,
+                         top_lives_in_a_terminal], names))
