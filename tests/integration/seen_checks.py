@@ -18,7 +18,7 @@ import threading
 
 names = sys.argv[2:]
 sys.argv = sys.argv[:2]
-from serve_checks import WEIR, Process, call, chat, fleet, metric, run_checks, state, wait_for  # noqa: E402
+from serve_checks import SOURCE, WEIR, Process, call, chat, fleet, metric, run_checks, state, wait_for  # noqa: E402
 
 
 def lines(path):
@@ -251,8 +251,44 @@ def top_lives_in_a_terminal():
         assert os.waitpid(pid, 0)[1] == 0
 
 
+# ---- deploy/live_demo.py, of the quickstart
+
+
+def demo(folder, *more):
+    trace = os.path.join(folder, "trace.jsonl")
+    with open(trace, "w") as f:
+        subprocess.run([WEIR, "gen", "--rate", "10", "--minutes", "1", "--shared-prefix", "4,2048"], stdout=f, check=True)
+    return subprocess.Popen([sys.executable, SOURCE / "deploy/live_demo.py", WEIR, trace, *more], stdout=subprocess.PIPE, text=True,
+                            start_new_session=True)
+
+
+def children_of(pid):
+    return pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def the_demo_shows_a_row_a_policy():
+    with tempfile.TemporaryDirectory() as folder:
+        child = demo(folder, "--seconds", "1", "--engines", "2", "--policies", "round_robin,cache_aware")
+        out = child.communicate(timeout=100)[0]
+        assert child.returncode == 0, out
+        assert re.search(r"^round_robin +\d+ +0 ", out, re.M) and re.search(r"^cache_aware +\d+ +0 ", out, re.M), out
+
+
+def the_demo_stops_what_it_started():
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        with tempfile.TemporaryDirectory() as folder:
+            child = demo(folder, "--seconds", "50", "--engines", "2")
+            wait_for(lambda: len(children_of(child.pid)) == 3, "two engines and weir run")
+            started = children_of(child.pid)
+            child.send_signal(sig)
+            assert child.wait(60) in (130, 143)
+            child.stdout.close()
+            assert not any(os.path.exists(f"/proc/{p}") for p in started)
+
+
 if __name__ == "__main__":
     sys.exit(run_checks([a_log_is_replayed_with_its_times_and_reuse, what_did_not_end_well_is_in_the_log,
                          a_full_disk_costs_lines_and_nothing_else, a_log_that_was_moved_away_is_opened_anew,
                          ids_and_traces_go_through, forecasts_learn_what_engines_do, top_prints_a_page,
-                         top_lives_in_a_terminal], names))
+                         top_lives_in_a_terminal, the_demo_shows_a_row_a_policy,
+                         the_demo_stops_what_it_started], names))
