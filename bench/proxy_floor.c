@@ -75,7 +75,7 @@ static void on_request(void *user, struct http_exchange *ex)
     http_exchange_set_user(ex, p);
     if (http_call_request(p->call, (enum http_method)head->method, http_target(head)))
         abort(); /* the parser has checked the target */
-    http_call_fields(p->call, head, true);
+    http_call_fields(p->call, head, NULL, 0);
     if (http_call_send(p->call, &p->body, 1)) {
         http_reply(ex, 503, NULL, (struct http_slice){NULL, 0});
         pass_put(p);

@@ -5,6 +5,7 @@
  */
 #include "controller/http/http_client.h"
 
+#include <assert.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -762,10 +763,14 @@ void http_call_field(struct http_call *call, const char *name, struct http_slice
     http_write_field(&call->writer, (struct http_slice){name, strlen(name)}, value);
 }
 
-void http_call_fields(struct http_call *call, const struct http_head *from, bool with_authorization)
+void http_call_fields(struct http_call *call, const struct http_head *from,
+                      const enum http_known *without, size_t n)
 {
-    static const enum http_known without[] = {HTTP_F_HOST, HTTP_F_EXPECT, HTTP_F_AUTHORIZATION};
-    http_write_fields(&call->writer, from, without, with_authorization ? 2 : 3);
+    enum http_known all[2 + HTTP_CALL_MAX_WITHOUT] = {HTTP_F_HOST, HTTP_F_EXPECT};
+    assert(n <= HTTP_CALL_MAX_WITHOUT);
+    if (n)
+        memcpy(all + 2, without, n * sizeof *all);
+    http_write_fields(&call->writer, from, all, 2 + n);
 }
 
 static bool has_body(enum http_method method)

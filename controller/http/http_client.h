@@ -26,7 +26,8 @@
 
 #define HTTP_CALL_MAX_HEAD HTTP_BLOCK_BYTES /* of a request or response */
 #define HTTP_MAX_PIECES 64u                 /* slices in one part */
-#define HTTP_MAX_ADDRESSES 8u               /* of one name */
+#define HTTP_CALL_MAX_WITHOUT 6u
+#define HTTP_MAX_ADDRESSES 8u /* of one name */
 #define HTTP_HOST_BYTES 256u
 
 struct http_client;
@@ -114,9 +115,10 @@ struct http_call *http_call_new(struct http_upstream *up, const struct http_call
 WEIR_NODISCARD int http_call_request(struct http_call *call, enum http_method method,
                                      struct http_slice target);
 void http_call_field(struct http_call *call, const char *name, struct http_slice value);
-/* All end-to-end fields of a client's request but Host, Expect and Authorization where with_authorization is false. */
+/* All end-to-end fields of a client's request but Host and Expect, and those of the n kinds in `without` (HTTP_CALL_MAX_WITHOUT):
+ * those that the caller writes itself, as who reads them may take the first or the last of two. */
 void http_call_fields(struct http_call *call, const struct http_head *from,
-                      bool with_authorization);
+                      const enum http_known *without, size_t n);
 /* Sends it: the body is n slices, and both array and bytes must stay valid until the call is over. Content-Length is added
  * where there is a body or the method is one that has one. 0; else the call is over already, without a callback:
  * WEIR_E_LIMIT (max_connections; or the head is longer than HTTP_CALL_MAX_HEAD), WEIR_E_IO (no socket to be had). */

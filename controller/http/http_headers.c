@@ -73,7 +73,7 @@ enum http_known http_known_of(const char *name, size_t len)
         [7] = {{"trailer", HTTP_F_TRAILER}, {"upgrade", HTTP_F_UPGRADE}},
         [10] = {{"connection", HTTP_F_CONNECTION}, {"keep-alive", HTTP_F_KEEP_ALIVE}},
         [11] = {{"retry-after", HTTP_F_RETRY_AFTER}},
-        [12] = {{"content-type", HTTP_F_CONTENT_TYPE}},
+        [12] = {{"content-type", HTTP_F_CONTENT_TYPE}, {"x-request-id", HTTP_F_REQUEST_ID}},
         [13] = {{"authorization", HTTP_F_AUTHORIZATION}},
         [14] = {{"content-length", HTTP_F_CONTENT_LENGTH}},
         [16] = {{"proxy-connection", HTTP_F_PROXY}},

@@ -60,6 +60,7 @@ enum http_known {
     HTTP_F_DATE,
     HTTP_F_AUTHORIZATION,
     HTTP_F_RETRY_AFTER,
+    HTTP_F_REQUEST_ID, /* X-Request-Id */
 };
 
 struct http_field {

@@ -73,6 +73,7 @@ static void lost(struct leg *leg, const char *detail);
 
 static bool send_leg(struct leg *leg, uint32_t worker)
 {
+    static const enum http_known ours = HTTP_F_REQUEST_ID;
     struct proxy_request *r = leg->request;
     const struct serve_settings *set = &r->proxy->conf->set;
     const struct http_head *head = http_request_head(r->ex);
@@ -82,10 +83,10 @@ static bool send_leg(struct leg *leg, uint32_t worker)
     leg->call = http_call_new(upstream_of(r, worker), &leg_ops, leg);
     if (http_call_request(leg->call, (enum http_method)head->method, http_target(head)))
         return false; /* cannot be: the server has checked the target */
-    http_call_fields(leg->call, head, true);
     const char *id = leg->changes ? leg->changes->edit.request_id : "";
     if (!*id && r->seen.id_made)
         id = r->seen.id;
+    http_call_fields(leg->call, head, &ours, *id ? 1 : 0); /* the client's would be another one */
     if (*id)
         http_call_field(leg->call, "X-Request-Id", (struct http_slice){id, strlen(id)});
     seen_sent(r);

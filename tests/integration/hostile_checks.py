@@ -201,7 +201,7 @@ class Scripted:
     """An engine that keeps its connections; script(socket, body, nth) answers its nth request, and closes where it returns False."""
 
     def __init__(self, script):
-        self.script, self.asked = script, 0
+        self.script, self.asked, self.heads = script, 0, []
         self.sock = socket.create_server(("127.0.0.1", 0))
         threading.Thread(target=self.accept, daemon=True).start()
 
@@ -216,8 +216,9 @@ class Scripted:
     def serve(self, s):
         with s, s.makefile("rb") as file, contextlib.suppress(OSError):
             while line := file.readline():
-                length = 0
+                length, head = 0, []
                 while (field := file.readline()) not in (b"\r\n", b""):
+                    head.append(field.strip())
                     if field.lower().startswith(b"content-length:"):
                         length = int(field.split(b":")[1])
                 body = file.read(length)
@@ -225,18 +226,20 @@ class Scripted:
                     s.sendall(b"HTTP/1.1 %s\r\nContent-Length: 0\r\n\r\n" % (b"404 None" if b"/metrics" in line else b"200 OK"))
                     continue
                 self.asked += 1
+                self.heads.append(head)
                 if not self.script(s, body, self.asked):
                     return
 
 
 @contextlib.contextmanager
-def apart(prefill, decode, dialect):
+def apart(prefill, decode, dialect, details=""):
     engines = [Scripted(prefill), Scripted(prefill), Scripted(decode)]
     roles = ("prefill", "prefill", "decode")
     weir = Process("serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--handover", dialect,
-                   *[a for e, r in zip(engines, roles) for a in ("--worker", e.url(r))], admin=True)
+                   *[a for e, r in zip(engines, roles) for a in ("--worker", e.url(r + details))], admin=True)
     try:
         wait_for(lambda: all(w["state"] == "up" for w in state(weir)), "the engines are up")
+        weir.engines = engines
         yield weir
     finally:
         weir.end(signal.SIGKILL)
@@ -280,6 +283,18 @@ def a_prefill_engine_that_closes_during_the_answer_harms_nobody():
         assert begun_stream.until(b"[DONE]"), begun_stream.data
         assert begun_stream.data.count(b"tok") == 2 and b"error" not in begun_stream.data, begun_stream.data
         assert chat(weir)[0] == 200
+
+
+def a_client_cannot_name_the_engines_of_a_hand_over():
+    """P2P-NCCL has the addresses in X-Request-Id: the engine must not find the client's there, first or last."""
+    with apart(answer_json, answer_json, "p2p_nccl", ",kv_address=10.0.0.1:2222") as weir:
+        evil = "___prefill_addr_6.6.6.6:1___decode_addr_6.6.6.6:2_0"
+        assert chat(weir, {"X-Request-Id": evil})[0] == 200
+        heads = [head for e in weir.engines for head in e.heads]
+        assert len(heads) == 2
+        for head in heads:
+            ids = [field for field in head if field.lower().startswith(b"x-request-id:")]
+            assert len(ids) == 1 and b"10.0.0.1:2222" in ids[0] and b"6.6.6.6" not in ids[0], ids
 
 
 def no_worker_is_blamed_for_a_body_that_cannot_be_handed_over():
@@ -328,4 +343,5 @@ if __name__ == "__main__":
                          a_client_that_does_not_read_holds_little, ten_thousand_idle_connections,
                          an_engine_that_stalls_in_the_middle_is_cut, an_engine_that_never_stops_talking_is_bounded,
                          a_prefill_engine_that_closes_during_the_answer_harms_nobody,
+                         a_client_cannot_name_the_engines_of_a_hand_over,
                          no_worker_is_blamed_for_a_body_that_cannot_be_handed_over], names))

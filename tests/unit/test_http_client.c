@@ -386,20 +386,27 @@ static void fields_of_a_request_are_passed_on(void **state)
     struct fixture *f = *state;
     struct net_peer p;
     static const char text[] =
-        "Host: x|Accept: a|Authorization: t"; /* only what the fields point to counts */
-    struct http_head head = {.base = text, .n_fields = 3};
+        "Host: x|Accept: a|Authorization: t|X-Request-Id: i"; /* only what the fields point to counts */
+    struct http_head head = {.base = text, .n_fields = 4};
     head.fields[0] = (struct http_field){
         .name = 0, .name_len = 4, .value = 6, .value_len = 1, .known = HTTP_F_HOST};
     head.fields[1] = (struct http_field){.name = 8, .name_len = 6, .value = 16, .value_len = 1};
     head.fields[2] = (struct http_field){
         .name = 18, .name_len = 13, .value = 33, .value_len = 1, .known = HTTP_F_AUTHORIZATION};
+    head.fields[3] = (struct http_field){.name = 35,
+                                         .name_len = 12,
+                                         .value = 49,
+                                         .value_len = 1,
+                                         .known = (uint8_t)http_known_of(text + 35, 12)};
     struct http_call *call = new_call(f, HTTP_M_GET, "/");
-    http_call_fields(call, &head, false);
+    static const enum http_known without[] = {HTTP_F_AUTHORIZATION, HTTP_F_REQUEST_ID};
+    http_call_fields(call, &head, without, 2);
     assert_int_equal(http_call_send(call, NULL, 0), 0);
     net_accept(&p, &f->uv, f->listener);
     net_expect(&p, "\r\n\r\n");
     assert_non_null(strstr(p.got, "\r\nAccept: a\r\n"));
     assert_null(strstr(p.got, "Authorization"));
+    assert_null(strstr(p.got, "X-Request-Id"));
     assert_null(strstr(p.got, "Host: x"));
     net_send(&p, OK);
     expect_answer(f, 200, "ok");
