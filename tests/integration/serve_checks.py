@@ -360,7 +360,7 @@ def several_loops_share_one_core():
         for t in threads:
             t.join()
         assert not bad and metric(weir.admin, "weir_requests_total") == 200
-        assert metric(weir.admin, "weir_inflight_requests") == 0
+        wait_for(lambda: metric(weir.admin, "weir_inflight_requests") == 0, "the core has heard of every end")
         assert metric(weir.admin, "weir_core_refused_events_total") == 0
         assert weir.end() == 0, weir.messages()
 
