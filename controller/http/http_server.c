@@ -571,7 +571,8 @@ static int on_body(struct http_parser *p, const char *at, size_t len)
 {
     struct http_exchange *c =
         (struct http_exchange *)((char *)p - offsetof(struct http_exchange, parser));
-    if (len > c->server->options.max_body_bytes - c->body_len) {
+    uint64_t most = c->server->options.max_body_bytes; /* may have been lowered meanwhile */
+    if (c->body_len > most || len > most - c->body_len) {
         p->refusal = (struct http_refusal){413, "the body is larger than this server takes"};
         return -1;
     }
@@ -1197,6 +1198,17 @@ int http_server_fd(const struct http_server *s)
 struct http_server_stats http_server_stats(const struct http_server *s)
 {
     return s->stats;
+}
+
+void http_server_set_limits(struct http_server *s, const struct http_server_options *o)
+{
+    s->options.max_connections = o->max_connections;
+    s->options.max_body_bytes = o->max_body_bytes;
+    s->options.max_buffered_bytes = o->max_buffered_bytes;
+    s->options.header_timeout_ms = o->header_timeout_ms;
+    s->options.body_timeout_ms = o->body_timeout_ms;
+    s->options.idle_timeout_ms = o->idle_timeout_ms;
+    s->options.write_timeout_ms = o->write_timeout_ms;
 }
 
 void http_server_set_tls(struct http_server *s, struct http_tls *tls)

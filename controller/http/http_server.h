@@ -111,6 +111,10 @@ struct http_server_stats http_server_stats(const struct http_server *s);
 /* For new connections from now on (reload of certificates); NULL is not allowed where there was a context. */
 void http_server_set_tls(struct http_server *s, struct http_tls *tls);
 
+/* Other limits and timeouts from now on (max_connections, max_body_bytes, max_buffered_bytes, and those of header, body,
+ * idle and write); a timeout that runs already stays. Values are as http_server_new takes them. */
+void http_server_set_limits(struct http_server *s, const struct http_server_options *o);
+
 /* Drain mode: no more connections are accepted, responses say Connection: close, idle connections are closed after
  * drain_idle_ms (requests on them are still answered). `done` is called, once, when the last connection is closed; not from
  * within this call. */

@@ -634,9 +634,24 @@ static bool make_upstreams(struct proxy *p)
     return ok;
 }
 
+static void take_limits(struct http_server_options *o, const struct serve_settings *set)
+{
+    o->max_connections = set->max_connections;
+    o->max_body_bytes = set->max_body_bytes;
+    o->max_buffered_bytes = set->max_buffered_bytes;
+    o->header_timeout_ms = set->header_timeout_ms;
+    o->body_timeout_ms = set->body_timeout_ms;
+    o->idle_timeout_ms = set->idle_timeout_ms;
+    o->write_timeout_ms = set->write_timeout_ms;
+}
+
 void proxy_apply(struct proxy *p, const struct serve_live *conf)
 {
+    struct http_server_options o;
+    http_server_defaults(&o);
+    take_limits(&o, &conf->set);
     p->conf = conf;
+    http_server_set_limits(p->server, &o);
     if (conf->listen_tls)
         http_server_set_tls(p->server, conf->listen_tls);
     for (uint32_t i = 0; i < p->serve->n_workers; i++) {
@@ -655,13 +670,7 @@ static bool listen_on(struct proxy *p, int fd, char *error)
     o.fd = fd;
     o.reuse_port = true;
     o.tls = p->conf->listen_tls;
-    o.max_connections = set->max_connections;
-    o.max_body_bytes = set->max_body_bytes;
-    o.max_buffered_bytes = set->max_buffered_bytes;
-    o.header_timeout_ms = set->header_timeout_ms;
-    o.body_timeout_ms = set->body_timeout_ms;
-    o.idle_timeout_ms = set->idle_timeout_ms;
-    o.write_timeout_ms = set->write_timeout_ms;
+    take_limits(&o, set);
     o.refusal_type = "application/json";
     p->server = http_server_new(p->http, &o, &server_ops, p, error);
     return p->server != NULL;

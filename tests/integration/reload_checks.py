@@ -145,6 +145,10 @@ def limits_and_settings_change():
         config.write(*engines, text="explain: false\n".replace("explain", "trust_headers"), pool="    max_inflight: 0\n")
         reload(weir)
         assert chat(weir)[0] == 200
+        config.write(*engines, text="limits: {max_body_bytes: 50}\n")
+        reload(weir)
+        for _ in range(4):  # on every thread
+            assert chat(weir)[0] == 413
         for s in streams:
             s.sock.close()
 
