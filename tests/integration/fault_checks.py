@@ -298,6 +298,15 @@ def mock_faults_under_load():
         assert metric(weir.admin, "weir_redispatched_total") > 0
 
 
+def the_disk_is_full_for_the_log():
+    with fleet(2, serve=("--request-log", "/dev/full")) as (weir, _), load(weir.port) as clients:
+        clients.wait_for_answers(100)
+        assert all(o.kind == "ok" for o in clients.stop())
+        wait_for(lambda: metric(weir.admin, "weir_request_log_dropped_disk_total") > 0, "it says that lines are missing")
+        assert metric(weir.admin, "weir_live_requests") == 0
+
+
 if __name__ == "__main__":
     sys.exit(run_checks([an_engine_is_killed, an_engine_hangs, an_engine_hangs_before_its_first_token,
-                         one_of_two_controllers_is_killed, engines_that_lie, mock_faults_under_load], names))
+                         one_of_two_controllers_is_killed, engines_that_lie, mock_faults_under_load,
+                         the_disk_is_full_for_the_log], names))
