@@ -3,12 +3,16 @@
  * done, and the cache events where the policy reads those), by policy and number of workers; medians of
  * several runs.
  *
- *   decide [-p POLICY] [-w WORKERS] [-b BLOCK_SIZE] [-n REQUESTS]
+ *   decide [-l] [-p POLICY] [-w WORKERS] [-b BLOCK_SIZE] [-n REQUESTS]
+ *
+ * -l: as `weir serve` runs it: breaker, outliers, slow start and retry budget on, 64 tenants that take turns, and room
+ * for three quarters of the requests, so that the others wait.
  *
  * Conversations of about eight turns: a prompt repeats the one before and adds 1,500 tokens to it, with a
  * key for 512 tokens; a twentieth begins with one of four system prompts of 2,048 tokens. Each worker has
  * 16 requests in flight, and caches what the last 64 brought.
  */
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,7 +44,7 @@ struct talk {
 struct flight {
     uint64_t keys[MAX_KEYS];
     uint32_t worker, cached_tok;
-    bool live;
+    bool live, held;
 };
 
 /* What a worker's cache got with one request. */
@@ -53,6 +57,7 @@ struct bed {
     struct rng rng;
     struct core *core;
     uint32_t needs, n_workers, block_size, window;
+    bool live; /* as weir serve */
     struct talk *talks;
     struct flight *flights;
     struct cached *cached; /* ring */
@@ -123,16 +128,30 @@ static void cache_changes(struct bed *b, const struct core_request *r, const str
     b->next_cached = (b->next_cached + 1) % b->n_cached;
 }
 
+static void read_commands(struct bed *b)
+{
+    struct core_command cmd;
+    while (core_next(b->core, &cmd)) {
+        struct flight *f = &b->flights[cmd.request];
+        f->live = cmd.kind == CORE_CMD_DISPATCH;
+        f->held = cmd.kind == CORE_CMD_HOLD;
+        f->worker = cmd.worker;
+        f->cached_tok = cmd.overlap_tok > 0 ? (uint32_t)cmd.overlap_tok : 0;
+    }
+}
+
 /* Request number i of the run, in the place of the one that came `window` before it. */
 static void one(struct bed *b, uint32_t i)
 {
     uint32_t h = i % b->window;
     struct flight *f = &b->flights[h];
-    struct core_command cmd;
     b->now_ps += PS_PER_MS;
     if (f->live)
         tell(b, (struct core_event){
                     .kind = CORE_EV_DONE, .request = h, .worker = f->worker, .n = 100});
+    else if (f->held)
+        tell(b, (struct core_event){.kind = CORE_EV_CANCELLED, .request = h});
+    read_commands(b);
     struct talk *t = &b->talks[rng_below(&b->rng, TALKS)];
     next_turn(b, t);
     memcpy(f->keys, t->keys, t->n_keys * sizeof *t->keys);
@@ -140,15 +159,12 @@ static void one(struct bed *b, uint32_t i)
                              .keys = f->keys,
                              .n_keys = t->n_keys,
                              .key_tok = KEY_TOK,
+                             .tenant = b->live ? rng_below(&b->rng, 64) : 0,
                              .slo_ttft_ps = PS_NEVER,
                              .slo_tpot_ps = PS_NEVER};
     tell(b, (struct core_event){.kind = CORE_EV_ARRIVAL, .request = h, .req = &r});
-    f->live = false;
-    while (core_next(b->core, &cmd)) {
-        f->live = cmd.kind == CORE_CMD_DISPATCH;
-        f->worker = cmd.worker;
-        f->cached_tok = cmd.overlap_tok > 0 ? (uint32_t)cmd.overlap_tok : 0;
-    }
+    f->live = f->held = false;
+    read_commands(b);
     if (!f->live)
         return;
     if (b->needs & 1u << CORE_EV_FIRST_TOKEN)
@@ -158,9 +174,10 @@ static void one(struct bed *b, uint32_t i)
         cache_changes(b, &r, f);
 }
 
-static double run(const char *policy, uint32_t n_workers, uint32_t block_size, uint32_t requests)
+static double run(const char *policy, uint32_t n_workers, uint32_t block_size, uint32_t requests,
+                  bool live)
 {
-    struct bed b = {.n_workers = n_workers, .block_size = block_size};
+    struct bed b = {.n_workers = n_workers, .block_size = block_size, .live = live};
     struct core_worker_config *w = calloc(n_workers, sizeof *w);
     const char *why = "out of memory";
     for (uint32_t i = 0; w && i < n_workers; i++)
@@ -172,6 +189,22 @@ static double run(const char *policy, uint32_t n_workers, uint32_t block_size, u
                             .workers = w,
                             .queue_timeout_ps = PS_NEVER,
                             .max_requests = b.window};
+    if (live) {
+        c.health = (struct core_health_config){.breaker_failures = 5,
+                                               .outlier_failure_percent = 30,
+                                               .outlier_latency_percent = 1000,
+                                               .outlier_interval_ps = 10 * PS_PER_S,
+                                               .eject_ps = 10 * PS_PER_S,
+                                               .eject_max_ps = 300 * PS_PER_S,
+                                               .eject_max_percent = 30,
+                                               .panic_percent = 50,
+                                               .slow_start_ps = 30 * PS_PER_S};
+        c.retry = (struct core_retry_config){.budget = true, .percent = 20, .floor_per_s = 10};
+        c.fair_quantum_tok = 2048;
+        c.max_inflight_per_worker = PER_WORKER * 3 / 4;
+        c.queue_max_requests = b.window;
+        c.queue_timeout_ps = 60 * PS_PER_S;
+    }
     b.core = core_new(&c, &why);
     b.talks = calloc(TALKS, sizeof *b.talks);
     b.flights = calloc(b.window, sizeof *b.flights);
@@ -201,12 +234,15 @@ static double run(const char *policy, uint32_t n_workers, uint32_t block_size, u
 
 int main(int argc, char **argv)
 {
-    uint32_t workers[] = {8, 100, 1000, MAX_WORKERS}, n_sizes = 4;
+    uint32_t workers[] = {8, 64, 1024, MAX_WORKERS}, n_sizes = 4;
     const char *only = NULL;
     uint32_t block_size = 16, requests = 4000;
-    for (int o; (o = getopt(argc, argv, "p:w:b:n:")) != -1;) {
-        uint32_t value = o == 'p' ? 0 : (uint32_t)strtoul(optarg ? optarg : "", NULL, 10);
+    bool live = false;
+    for (int o; (o = getopt(argc, argv, "lp:w:b:n:")) != -1;) {
+        uint32_t value =
+            o == 'p' || o == 'l' ? 0 : (uint32_t)strtoul(optarg ? optarg : "", NULL, 10);
         switch (o) {
+        case 'l': live = true; break;
         case 'p': only = optarg; break;
         case 'w':
             workers[0] = value;
@@ -220,7 +256,7 @@ int main(int argc, char **argv)
     if (block_size < 16 || block_size > KEY_TOK || !requests || (only && !core_policy_find(only)) ||
         !workers[0] || workers[0] > MAX_WORKERS) {
         fprintf(stderr,
-                "usage: decide [-p POLICY] [-w WORKERS (1..%u)] [-b BLOCK_SIZE (16..%u)] "
+                "usage: decide [-l] [-p POLICY] [-w WORKERS (1..%u)] [-b BLOCK_SIZE (16..%u)] "
                 "[-n REQUESTS]\n",
                 MAX_WORKERS, KEY_TOK);
         return 2;
@@ -236,7 +272,7 @@ int main(int argc, char **argv)
         for (uint32_t k = 0; k < n_sizes; k++) {
             double ns[RUNS];
             for (int i = 0; i < RUNS; i++)
-                ns[i] = run(core_policies[p]->name, workers[k], block_size, requests);
+                ns[i] = run(core_policies[p]->name, workers[k], block_size, requests, live);
             qsort(ns, RUNS, sizeof *ns, by_value);
             printf(" %10.0f", ns[RUNS / 2]);
             fflush(stdout);

@@ -17,6 +17,8 @@ void retry_budget_limit(struct retry_budget *b, bool on, uint32_t percent, uint3
 
 static void pass_time(struct retry_budget *b, int64_t now_ps)
 {
+    if (now_ps < retry_budget_again_ps(b))
+        return;
     int64_t slot = now_ps / RETRY_SLOT_PS, n = slot - b->slot;
     if (n >= (int64_t)RETRY_SLOTS) {
         memset(b->slots, 0, sizeof b->slots);
@@ -29,12 +31,13 @@ static void pass_time(struct retry_budget *b, int64_t now_ps)
         b->slots[oldest].arrivals = b->slots[oldest].retries = 0;
     }
     b->slot = slot;
+    b->place = (uint32_t)(slot % RETRY_SLOTS);
 }
 
 void retry_budget_arrival(struct retry_budget *b, int64_t now_ps)
 {
     pass_time(b, now_ps);
-    b->slots[b->slot % RETRY_SLOTS].arrivals++;
+    b->slots[b->place].arrivals++;
     b->arrivals++;
 }
 
@@ -44,7 +47,7 @@ bool retry_budget_take(struct retry_budget *b, int64_t now_ps)
     uint64_t floor = (uint64_t)b->floor_per_s * (RETRY_SLOTS * RETRY_SLOT_PS / PS_PER_S);
     if (b->on && (b->retries + 1) * 100 > b->arrivals * b->percent + floor * 100)
         return false;
-    b->slots[b->slot % RETRY_SLOTS].retries++;
+    b->slots[b->place].retries++;
     b->retries++;
     return true;
 }

@@ -27,6 +27,7 @@ struct retry_budget {
     } slots[RETRY_SLOTS];
     uint64_t arrivals, retries; /* of all slots */
     int64_t slot;               /* the current one, counted from time 0 */
+    uint32_t place;             /* where it is in slots */
 };
 
 void retry_budget_init(struct retry_budget *b, bool on, uint32_t percent, uint32_t floor_per_s);
