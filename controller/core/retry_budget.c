@@ -54,5 +54,5 @@ bool retry_budget_take(struct retry_budget *b, int64_t now_ps)
 
 int64_t retry_budget_again_ps(const struct retry_budget *b)
 {
-    return (b->slot + 1) * RETRY_SLOT_PS;
+    return b->slot < PS_NEVER / RETRY_SLOT_PS ? (b->slot + 1) * RETRY_SLOT_PS : PS_NEVER;
 }
