@@ -275,6 +275,8 @@ static int check_head(struct http_parser *p)
 {
     struct http_head *h = p->head;
     const char *at = h->base, *end = h->base + p->head_bytes;
+    if (p->is_response && p->ll.status_code < 100)
+        return refuse(p, 502, "a status below 100");
     if (p->is_response)
         h->status = p->status = p->ll.status_code;
     else if (!take_method(h, p->ll.method))

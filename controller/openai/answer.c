@@ -328,11 +328,14 @@ static void give_up(struct answer *a)
     a->len = 0;
 }
 
-/* Keeps the last bytes of what is skipped, enough to see an empty line that is cut in the middle. */
-static void skip_tail(struct answer *a, const char *data, size_t len)
+/* Keeps the last bytes of what is skipped, enough to see an empty line that is cut in the middle: of `kept` bytes in the
+ * buffer and these behind them. */
+static void skip_tail(struct answer *a, size_t kept, const char *data, size_t len)
 {
-    size_t n = len < 3 ? len : 3;
-    a->len = 0;
+    size_t n = len < 3 ? len : 3, old = kept < 3 - n ? kept : 3 - n;
+    if (old)
+        memmove(a->buf, a->buf + kept - old, old);
+    a->len = old;
     keep(a, data + len - n, n);
 }
 
@@ -359,10 +362,12 @@ static size_t complete_kept(struct answer *a, const char *data, size_t len)
     size_t end = event_end(seam, old + add, 0);
     size_t take = end > old ? end - old : event_end(data, len, 0);
     if (!take) {
-        if (a->skipping)
-            skip_tail(a, data, len);
-        else if (!keep(a, data, len))
-            give_up(a), skip_tail(a, data, len);
+        size_t kept = a->len;
+        if (!a->skipping && keep(a, data, len))
+            return len;
+        if (!a->skipping)
+            give_up(a);
+        skip_tail(a, kept, data, len);
         return len;
     }
     if (!a->skipping && !keep(a, data, take))
@@ -389,7 +394,7 @@ static void feed_stream(struct answer *a, const char *data, size_t len)
     }
     if (len && !keep(a, data, len)) {
         give_up(a);
-        skip_tail(a, data, len);
+        skip_tail(a, 0, data, len);
     }
 }
 

@@ -541,14 +541,15 @@ static void on_request(void *user, struct http_exchange *ex)
     }
     seen_begin(r, head);
     http_timer_init(&r->comment, comment);
-    if (endpoint == OPENAI_MODELS && head->method == HTTP_M_GET) {
+    bool reads = head->method == HTTP_M_GET || head->method == HTTP_M_HEAD;
+    if (endpoint == OPENAI_MODELS && reads) {
         list_models(r);
     } else if (endpoint < OPENAI_MODELS) {
         if (head->method == HTTP_M_POST)
             generate(r, endpoint, head);
         else
             bad_request(r, 405, NULL, "this path takes POST", NULL);
-    } else if (head->method == HTTP_M_GET && http_slice_is(http_target(head), "/health") &&
+    } else if (reads && http_slice_is(http_target(head), "/health") &&
                !is_allowed(&p->conf->set, http_target(head))) {
         tell_health(r);
     } else if (is_allowed(&p->conf->set, http_target(head))) {

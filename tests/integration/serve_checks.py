@@ -172,6 +172,7 @@ def models_are_merged():
 def health_means_that_somebody_can_answer():
     with fleet(1) as (weir, engines):
         assert call(weir.port, "GET", "/health")[0] == 200
+        assert call(weir.port, "HEAD", "/health")[0] == 200 and call(weir.port, "HEAD", "/v1/models")[::2] == (200, b"")
         engines[0].end(signal.SIGKILL)
         wait_for(lambda: call(weir.port, "GET", "/health")[0] == 503, "the dead worker is seen")
 

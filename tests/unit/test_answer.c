@@ -164,6 +164,27 @@ static void an_event_too_large(void **state)
     free(s);
 }
 
+/* Its end is an empty line with CR, a byte at a time; whether it becomes too large there or was so before. */
+static void the_end_of_an_event_too_large(void **state)
+{
+    (void)state;
+    char *s = malloc(ANSWER_MAX_EVENT_BYTES + 8);
+    memset(s, 'x', ANSWER_MAX_EVENT_BYTES + 8);
+    for (size_t text = ANSWER_MAX_EVENT_BYTES - 4; text < ANSWER_MAX_EVENT_BYTES + 4; text++) {
+        struct answer a;
+        answer_init(&a, true);
+        answer_feed(&a, s, text);
+        for (const char *end = "\r\n\r\n"; *end; end++)
+            answer_feed(&a, end, 1);
+        assert_true(answer_at_boundary(&a));
+        answer_feed(&a, TOKEN("b"), sizeof TOKEN("b") - 1);
+        assert_int_equal(a.events, 2);
+        assert_int_equal(a.tokens, a.too_large + 1);
+        answer_deinit(&a);
+    }
+    free(s);
+}
+
 static void documents(void **state)
 {
     (void)state;
@@ -245,6 +266,7 @@ int main(void)
         cmocka_unit_test(several_choices_in_one_event),
         cmocka_unit_test(events_like_the_last_one),
         cmocka_unit_test(an_event_too_large),
+        cmocka_unit_test(the_end_of_an_event_too_large),
         cmocka_unit_test(documents),
         cmocka_unit_test(responses_api),
         cmocka_unit_test(sglang),

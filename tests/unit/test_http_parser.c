@@ -564,6 +564,7 @@ static void answers_that_are_refused(void **state)
     answer_refused("HTTP/1.1 20 OK\r\n\r\n", "");
     answer_refused("HTTP/1.1 200 O\x01K\r\n\r\n", "");
     answer_refused("HTTP/2.0 200 OK\r\n\r\n", "version");
+    answer_refused("HTTP/1.1 000 OK\r\nContent-Length: 0\r\n\r\n", "below 100");
     answer_refused("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
                    "upgrade");
     answer_refused("HTTP/1.1 200 OK\r\nX: 1\r\n folded\r\n\r\n", "");
