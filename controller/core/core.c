@@ -274,7 +274,17 @@ void core_get_worker(const struct core *c, uint32_t worker, struct core_worker_s
         .until_ps = h->state == CORE_HEALTH_EJECTED ? h->until_ps : 0,
         .failures = h->failures,
         .share = health_share(&c->fleet.health, worker),
-        .inflight = c->fleet.inflight[worker]};
+        .inflight = c->fleet.own[worker]};
+}
+
+struct core_load core_own_load(const struct core *c, uint32_t w)
+{
+    const struct fleet *f = &c->fleet;
+    const struct core_load *l = &f->foreign[w];
+    return (struct core_load){.requests = f->own[w],
+                              .prefilling = f->prefilling[w] - l->prefilling,
+                              .prefill_tok = f->prefill_tok[w] - l->prefill_tok,
+                              .prompt_tok = f->inflight_tok[w] - l->prompt_tok};
 }
 
 /* ---- requests and their handles */
@@ -1139,6 +1149,16 @@ static int on_telemetry(struct core *c, const struct core_event *ev)
     return 0;
 }
 
+static int on_foreign(struct core *c, const struct core_event *ev)
+{
+    const struct core_load *l = ev->load;
+    if (!l || l->prefilling > l->requests || l->requests > CORE_MAX_REQUESTS ||
+        l->prefill_tok > CORE_MAX_FOREIGN_TOK || l->prompt_tok > CORE_MAX_FOREIGN_TOK)
+        return WEIR_E_INVALID;
+    fleet_foreign(&c->fleet, ev->worker, l);
+    return 0;
+}
+
 static int on_added(struct core *c, const struct core_event *ev)
 {
     if (!c->fleet.workers[ev->worker].vacant || !ev->added || fleet_worker_fault(ev->added))
@@ -1153,7 +1173,7 @@ static int on_added(struct core *c, const struct core_event *ev)
 static int on_gone(struct core *c, uint32_t w)
 {
     const struct fleet_worker *k = &c->fleet.workers[w];
-    if (k->vacant || (k->up && !k->draining) || c->fleet.inflight[w])
+    if (k->vacant || (k->up && !k->draining) || c->fleet.own[w])
         return WEIR_E_INVALID;
     if (c->policy->worker_down)
         c->policy->worker_down(c->policy_state, w);
@@ -1186,6 +1206,7 @@ static int on_worker(struct core *c, const struct core_event *ev)
         }
         break;
     case CORE_EV_TELEMETRY: return on_telemetry(c, ev);
+    case CORE_EV_FOREIGN: return on_foreign(c, ev);
     default:
         if (!ev->cache || (ev->cache->n_blocks && !ev->cache->keys))
             return WEIR_E_INVALID;
@@ -1210,6 +1231,7 @@ static int handle(struct core *c, const struct core_event *ev)
     case CORE_EV_WORKER_ADDED:
     case CORE_EV_WORKER_GONE:
     case CORE_EV_TELEMETRY:
+    case CORE_EV_FOREIGN:
     case CORE_EV_CACHE: return on_worker(c, ev);
     case CORE_EV_TIMER: return 0;
     }

@@ -54,6 +54,7 @@
 #define CORE_MAX_POLICY_PARAMS 16    /* rows in a policy's table */
 #define CORE_MAX_TENANTS 4096u       /* rows in core_config.tenants */
 #define CORE_MAX_TENANT_WEIGHT 1000u
+#define CORE_MAX_FOREIGN_TOK (UINT64_C(1) << 48) /* core_load of CORE_EV_FOREIGN, at most */
 #define CORE_MAX_UNREAD                                                                            \
     64 /* commands that may be unread: this many, and two for each of max_requests */
 
@@ -77,6 +78,14 @@ struct core_telemetry {
     int64_t at_ps;
     uint32_t running, waiting;
     uint32_t kv_used_blocks, kv_total_blocks;
+};
+
+/* What is in flight at a worker. */
+struct core_load {
+    uint32_t requests,
+        prefilling;       /* of these, without a first token yet (or prefill leg not done) */
+    uint64_t prefill_tok; /* their prompt tokens believed not cached when they were sent */
+    uint64_t prompt_tok;  /* of all requests there */
 };
 
 /* A change of a worker's prefix cache. Blocks are named by (key, depth) as in request.h: `depth` is the
@@ -108,6 +117,10 @@ enum core_event_kind {
                             its place is free. It loses what else was known of it */
     CORE_EV_TELEMETRY, /* (worker, telemetry) older than the last one, or of a worker that is down: ignored */
     CORE_EV_CACHE, /* (worker, cache) of a worker that is down: ignored */
+    CORE_EV_FOREIGN, /* (worker, load) all that other controllers have in flight there, from now on. Policies and
+                             forecasts see it with the own requests; max_inflight_per_worker, health and
+                             core_worker_state count only those: whatever others say, or no longer say, holds
+                             nobody up */
     CORE_EV_TIMER, /* () now_ps reached core_next_timer_ps() */
 };
 
@@ -125,6 +138,7 @@ struct core_event {
         const struct core_telemetry *telemetry;
         const struct core_cache_event *cache;
         const struct core_worker_config *added; /* copied */
+        const struct core_load *load;
     };
 };
 
@@ -332,6 +346,9 @@ struct core_worker_state {
     uint32_t share;               /* in slow start: per mille of the others' load; else 1000 */
     uint32_t inflight;
 };
+/* What this core has at a worker, without CORE_EV_FOREIGN: what other controllers are to be told. */
+struct core_load core_own_load(const struct core *c, uint32_t worker);
+
 /* worker is below n_workers + spare_workers. */
 void core_get_worker(const struct core *c, uint32_t worker, struct core_worker_state *out);
 

@@ -48,6 +48,8 @@ static bool allocate(struct fleet *f)
     f->prefilling = calloc(n, sizeof *f->prefilling);
     f->prefill_tok = calloc(n, sizeof *f->prefill_tok);
     f->inflight_tok = calloc(n, sizeof *f->inflight_tok);
+    f->own = calloc(n, sizeof *f->own);
+    f->foreign = calloc(n, sizeof *f->foreign);
     f->telemetry = calloc(n, sizeof *f->telemetry);
     f->block_tok = calloc(n, sizeof *f->block_tok);
     f->sizes = calloc(n, sizeof *f->sizes);
@@ -55,8 +57,8 @@ static bool allocate(struct fleet *f)
     f->touched = calloc(n, sizeof *f->touched);
     f->scratch = calloc(n, sizeof *f->scratch);
     bool ok = f->config && f->workers && f->inflight && f->prefilling && f->prefill_tok &&
-              f->inflight_tok && f->telemetry && f->block_tok && f->sizes && f->cached_tok &&
-              f->touched && f->scratch;
+              f->inflight_tok && f->own && f->foreign && f->telemetry && f->block_tok && f->sizes &&
+              f->cached_tok && f->touched && f->scratch;
     for (int i = 0; i < FLEET_ROLES; i++)
         ok = (f->open[i] = calloc(n, sizeof *f->open[i])) && ok;
     for (int i = 0; i < 2; i++)
@@ -161,6 +163,8 @@ void fleet_deinit(struct fleet *f)
     free(f->prefilling);
     free(f->prefill_tok);
     free(f->inflight_tok);
+    free(f->own);
+    free(f->foreign);
     free(f->telemetry);
     prefix_index_free(f->index);
     health_deinit(&f->health);
@@ -177,8 +181,8 @@ void fleet_deinit(struct fleet *f)
 static bool is_open(const struct fleet *f, uint32_t w)
 {
     return f->workers[w].up && !f->workers[w].draining &&
-           (!f->max_inflight || f->inflight[w] < f->max_inflight) &&
-           health_admits(&f->health, w, f->inflight[w]);
+           (!f->max_inflight || f->own[w] < f->max_inflight) &&
+           health_admits(&f->health, w, f->own[w]);
 }
 
 /* Where w is in its role's list, or would be. */
@@ -261,6 +265,7 @@ void fleet_vacate(struct fleet *f, uint32_t w)
 {
     (void)fleet_drain(f, w);
     (void)fleet_down(f, w);
+    fleet_foreign(f, w, &(struct core_load){0});
     f->workers[w].vacant = true;
     f->workers[w].capacity_tok = 0;
     f->n_sizes = 0;
@@ -303,7 +308,7 @@ uint32_t fleet_block_size(const struct fleet *f)
 
 bool fleet_tick(struct fleet *f, int64_t now_ps)
 {
-    health_tick(&f->health, now_ps, f->inflight);
+    health_tick(&f->health, now_ps, f->own);
     bool any = f->health.changed;
     follow_health(f);
     return any;
@@ -464,12 +469,13 @@ void fleet_book(struct fleet *f, uint32_t w, const struct core_request *r, bool 
                 uint32_t uncached_tok)
 {
     f->inflight[w]++;
+    f->own[w]++;
     f->inflight_tok[w] += r->prompt_tok;
     if (prefills) {
         f->prefilling[w]++;
         f->prefill_tok[w] += uncached_tok;
     }
-    if (f->inflight[w] == f->max_inflight || f->health.n_probing)
+    if (f->own[w] == f->max_inflight || f->health.n_probing)
         reopen(f, w);
 }
 
@@ -479,11 +485,22 @@ void fleet_prefilled(struct fleet *f, uint32_t w, uint32_t uncached_tok)
     f->prefill_tok[w] -= uncached_tok;
 }
 
+void fleet_foreign(struct fleet *f, uint32_t w, const struct core_load *load)
+{
+    const struct core_load *last = &f->foreign[w];
+    f->inflight[w] += load->requests - last->requests;
+    f->prefilling[w] += load->prefilling - last->prefilling;
+    f->prefill_tok[w] += load->prefill_tok - last->prefill_tok;
+    f->inflight_tok[w] += load->prompt_tok - last->prompt_tok;
+    f->foreign[w] = *load;
+}
+
 void fleet_unbook(struct fleet *f, uint32_t w, const struct core_request *r)
 {
     f->inflight_tok[w] -= r->prompt_tok;
-    bool was_full = f->inflight[w]-- == f->max_inflight;
-    health_left(&f->health, w, f->inflight[w]);
+    f->inflight[w]--;
+    bool was_full = f->own[w]-- == f->max_inflight;
+    health_left(&f->health, w, f->own[w]);
     if (was_full || f->health.n_probing)
         reopen(f, w);
 }

@@ -48,6 +48,8 @@ struct fleet {
     /* books, by worker: struct policy_view */
     uint32_t *inflight, *prefilling;
     uint64_t *prefill_tok, *inflight_tok;
+    uint32_t *own;             /* of inflight: without other controllers' requests */
+    struct core_load *foreign; /* those */
     struct core_telemetry *telemetry;
 
     enum policy_prefix knows;   /* prefixes from where */
@@ -118,6 +120,9 @@ void fleet_book(struct fleet *f, uint32_t w, const struct core_request *r, bool 
 void fleet_prefilled(struct fleet *f, uint32_t w, uint32_t uncached_tok);
 /* It has left. */
 void fleet_unbook(struct fleet *f, uint32_t w, const struct core_request *r);
+
+/* Other controllers have this at w, in all: the books change by the difference. */
+void fleet_foreign(struct fleet *f, uint32_t w, const struct core_load *load);
 
 /* The request's prompt will be cached on w (POLICY_PREFIX_DISPATCH only; else nothing happens). */
 void fleet_guess_cached(struct fleet *f, uint32_t w, const struct core_request *r);

@@ -36,7 +36,8 @@ struct policy_view {
     uint32_t n_workers;
     uint32_t block_size; /* of all workers; 0: they differ, see config */
     const struct core_worker_config *config;
-    const uint32_t *inflight;    /* own requests there, not over */
+    /* of own requests, and of other controllers' as far as they are known (CORE_EV_FOREIGN) */
+    const uint32_t *inflight;    /* requests there, not over */
     const uint32_t *prefilling;  /* of these, without a first token yet (or prefill leg not done) */
     const uint64_t *prefill_tok; /* their prompt tokens believed not cached when they were sent */
     const uint64_t *inflight_tok;           /* prompt tokens of all requests in flight there */

@@ -169,6 +169,8 @@ static void some_event(struct bed *b)
                                      .depth = n >> 4,
                                      .n_blocks = n % (N_KEYS + 1),
                                      .keys = n & 2 ? b->keys[request] : NULL};
+    struct core_load load = {
+        .requests = v, .prefilling = n, .prefill_tok = 100 * n, .prompt_tok = 100 * v};
     if (ev.kind == CORE_EV_ARRIVAL) {
         arrive(b, ev);
         return;
@@ -181,6 +183,8 @@ static void some_event(struct bed *b)
         ev.added = n & 8 && b->config.n_workers ? &b->workers[v % b->config.n_workers] : NULL;
     else if (ev.kind == CORE_EV_DONE)
         ev.error = n & 2;
+    else if (ev.kind == CORE_EV_FOREIGN)
+        ev.load = n & 4 ? &load : NULL;
     int rc = core_event(b->core, &ev);
     must(rc == 0 || rc == WEIR_E_INVALID || rc == WEIR_E_LIMIT);
     if (rc == 0 && (ev.kind == CORE_EV_DONE || ev.kind == CORE_EV_CANCELLED))

@@ -552,7 +552,9 @@ static void check_books(const struct bed *b)
     for (uint32_t w = 0; w < b->config.n_workers; w++) {
         uint32_t prefilling = 0;
         uint64_t prompts = 0;
-        assert_int_equal(f->inflight[w], b->m[w].inflight);
+        const struct core_load *foreign = &f->foreign[w];
+        struct core_load own = core_own_load(b->core, w);
+        assert_int_equal(f->inflight[w], b->m[w].inflight + foreign->requests);
         for (uint32_t i = 0; i < N_REQUESTS; i++) {
             const struct client *c = &b->c[i];
             bool prefill = (c->state == IN_WHOLE || c->state == IN_PREFILL) && c->worker == w;
@@ -562,9 +564,13 @@ static void check_books(const struct bed *b)
             if (c->state == IN_PREFILL)
                 prompts += (c->peer == w) * c->r.prompt_tok;
         }
-        assert_int_equal(f->prefilling[w], prefilling);
-        assert_int_equal(f->inflight_tok[w], prompts);
-        assert_true(prefilling || !f->prefill_tok[w]);
+        assert_int_equal(f->prefilling[w], prefilling + foreign->prefilling);
+        assert_int_equal(f->inflight_tok[w], prompts + foreign->prompt_tok);
+        assert_true(f->prefill_tok[w] >= foreign->prefill_tok);
+        assert_int_equal(own.requests, b->m[w].inflight);
+        assert_int_equal(own.prefilling, prefilling);
+        assert_int_equal(own.prompt_tok, prompts);
+        assert_true(prefilling || !own.prefill_tok);
     }
     for (uint32_t i = 0; i < N_REQUESTS; i++) {
         assert_true(b->c[i].state != ASKED && b->c[i].state != HAS_KV); /* all are answered */
@@ -860,6 +866,11 @@ static void op_report(struct bed *b)
                                .kv_total_blocks = 1000};
     t.at_ps = t.at_ps < 0 ? 0 : t.at_ps;
     happen(b, (struct core_event){.kind = CORE_EV_TELEMETRY, .worker = w, .telemetry = &t});
+    struct core_load load = {.requests = 3 + below(b, 9),
+                             .prefilling = below(b, 3),
+                             .prefill_tok = below(b, 500),
+                             .prompt_tok = below(b, 5000)};
+    happen(b, (struct core_event){.kind = CORE_EV_FOREIGN, .worker = w, .load = &load});
     const struct client *c = &b->c[below(b, N_REQUESTS)];
     struct core_cache_event e = {
         .stored = below(b, 3) > 0, .depth = below(b, 3), .n_blocks = 3, .keys = c->keys};

@@ -1642,6 +1642,60 @@ static void test_reconfigure_knobs(void **unused)
     clear(&b);
 }
 
+static void say_foreign(struct bed *b, uint32_t w, struct core_load load)
+{
+    assert_int_equal(
+        tell(b, (struct core_event){.kind = CORE_EV_FOREIGN, .worker = w, .load = &load}), 0);
+}
+
+/* Policies see what other controllers have in flight; limits and what others are told count only the own. */
+static void test_foreign_load(void **unused)
+{
+    struct bed b;
+    struct core_worker_state state;
+    struct core_load bad = {.requests = 1, .prefilling = 2};
+    (void)unused;
+    lay(&b, "bb");
+    b.config.max_inflight_per_worker = 1;
+    start(&b);
+    say_foreign(&b, 0, (struct core_load){5, 2, 300, 4000});
+    arrive(&b, 0);
+    expect(&b, CORE_CMD_DISPATCH, 0, 0); /* the limit is for the own */
+    arrive(&b, 1);
+    assert_int_equal(seen.view.inflight[0], 6);
+    assert_int_equal(seen.view.prefilling[0], 3);
+    uint64_t own_tok = core_own_load(b.core, 0).prompt_tok;
+    assert_true(own_tok > 0 && seen.view.inflight_tok[0] == 4000 + own_tok);
+    expect(&b, CORE_CMD_DISPATCH, 1, 1);
+    arrive(&b, 2); /* both have their one */
+    expect_hold(&b, 2);
+    core_get_worker(b.core, 0, &state);
+    assert_int_equal(state.inflight, 1);
+    assert_int_equal(core_own_load(b.core, 0).requests, 1);
+    assert_int_equal(core_own_load(b.core, 0).prefilling, 1);
+    say_foreign(&b, 0, (struct core_load){1, 0, 0, 70}); /* in all, not in addition */
+    assert_int_equal(seen.view.inflight[0], 2);
+    assert_int_equal(seen.view.prefilling[0], 1);
+    assert_int_equal(seen.view.inflight_tok[0], 70 + own_tok);
+    expect_nothing(&b);
+    assert_int_equal(say(&b, CORE_EV_DONE, 0, 0), 0);
+    expect(&b, CORE_CMD_DISPATCH, 2, 0);
+    assert_int_equal(say(&b, CORE_EV_DONE, 2, 0), 0);
+    assert_int_equal(seen.view.inflight[0], 1);
+
+    struct core_event ev = {.kind = CORE_EV_FOREIGN, .worker = 0, .load = &bad};
+    assert_int_equal(tell(&b, ev), WEIR_E_INVALID);
+    ev.load = NULL;
+    assert_int_equal(tell(&b, ev), WEIR_E_INVALID);
+    assert_int_equal(seen.view.inflight[0], 1);
+
+    assert_int_equal(say(&b, CORE_EV_WORKER_DRAIN, 0, 0), 0); /* others' requests keep nobody */
+    assert_int_equal(say(&b, CORE_EV_WORKER_GONE, 0, 0), 0);
+    assert_int_equal(seen.view.inflight[0], 0);
+    assert_int_equal(seen.view.inflight_tok[0], 0);
+    clear(&b);
+}
+
 static void test_reconfigure(void **unused)
 {
     struct bed b;
@@ -1840,6 +1894,7 @@ int main(void)
         cmocka_unit_test(test_down),
         cmocka_unit_test(test_workers_come_and_go),
         cmocka_unit_test(test_nobody_waits_for_one_who_left),
+        cmocka_unit_test(test_foreign_load),
         cmocka_unit_test(test_reconfigure),
         cmocka_unit_test(test_reconfigure_knobs),
         cmocka_unit_test(test_guessed_prefixes),
