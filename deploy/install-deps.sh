@@ -18,6 +18,8 @@ PACKAGES=(
     libncurses-dev
     # libraries: records that controllers and engines exchange
     protobuf-c-compiler libprotobuf-c-dev
+    # libraries: engines' KV events (messages, and what they are written in)
+    libzmq3-dev libmpack-dev
     # tests: units, fuzzing and sanitizers, format check, the checks written in Python, Redis
     libcmocka-dev clang libclang-rt-dev clang-format python3 redis-server
 )

@@ -91,7 +91,8 @@ struct core_load {
 /* A change of a worker's prefix cache. Blocks are named by (key, depth) as in request.h: `depth` is the
  * index of the first block, blocks follow one another, keys[i] names block depth + i. */
 struct core_cache_event {
-    bool stored; /* false: removed */
+    bool cleared; /* all blocks are gone; the rest is not read */
+    bool stored;  /* false: removed */
     uint32_t depth, n_blocks;
     const uint64_t *keys;
 };
@@ -246,6 +247,9 @@ struct core_config {
     const struct core_tenant *tenants; /* with a weight other than 1; copied */
     uint32_t n_tenants;
     uint32_t max_inflight_per_worker; /* hold back above this many; 0: dispatch at once */
+    /* for policies that reckon with the engines' cache events: what was sent to a worker counts as cached there until events
+     * say otherwise, FLEET_GUESS_BLOCKS at most. For engines that tell nothing, and prompts that their events cannot name */
+    bool guess_cache;
     uint32_t max_retries;
     bool retry_partial; /* retry even when partly answered */
     struct core_retry_config retry;

@@ -128,8 +128,11 @@ int fleet_init(struct fleet *f, const struct core_config *c, const struct policy
     f->max_inflight = c->max_inflight_per_worker;
     f->knows = policy->prefix;
     f->smallest_tok = UINT64_MAX;
+    f->guesses =
+        f->knows == POLICY_PREFIX_DISPATCH || (f->knows == POLICY_PREFIX_EVENTS && c->guess_cache);
+    bool both = f->guesses && f->knows == POLICY_PREFIX_EVENTS;
     if (f->knows != POLICY_PREFIX_NONE)
-        f->index = prefix_index_new(f->n, policy->prefix_max_blocks);
+        f->index = prefix_index_new(f->n, both ? FLEET_GUESS_BLOCKS : policy->prefix_max_blocks);
     if (!allocate(f) || (f->knows != POLICY_PREFIX_NONE && !f->index)) {
         fleet_deinit(f);
         *why = "out of memory";
@@ -450,7 +453,7 @@ void fleet_forget_match(struct fleet *f)
 
 void fleet_guess_cached(struct fleet *f, uint32_t w, const struct core_request *r)
 {
-    if (f->knows != POLICY_PREFIX_DISPATCH || !r->n_keys)
+    if (!f->guesses || !r->n_keys)
         return;
     struct prefix_chain p = policy_chain(r, f->block_tok[w]);
     prefix_index_set(f->index, &p, prefix_chain_blocks(&p, r->prompt_tok), w);
@@ -458,7 +461,11 @@ void fleet_guess_cached(struct fleet *f, uint32_t w, const struct core_request *
 
 void fleet_cache_event(struct fleet *f, uint32_t w, const struct core_cache_event *ev)
 {
-    if (f->knows == POLICY_PREFIX_EVENTS && f->workers[w].up)
+    if (f->knows != POLICY_PREFIX_EVENTS || !f->workers[w].up)
+        return;
+    if (ev->cleared)
+        prefix_index_forget(f->index, w);
+    else
         prefix_index_change(f->index, w, f->block_tok[w], ev->stored, ev->depth, ev->n_blocks,
                             ev->keys);
 }

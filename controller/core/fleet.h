@@ -16,6 +16,9 @@
 #include "controller/core/prefix_index.h"
 
 #define FLEET_ROLES (ROLE_DECODE + 1)
+/* Of a worker that are kept where guesses and events come together: a million tokens in blocks of 16, which is more than most
+ * engines have room for; about 8 MiB a worker. */
+#define FLEET_GUESS_BLOCKS 65536u
 
 struct fleet_worker {
     bool up, draining, vacant; /* vacant: nobody has this place; draining, too */
@@ -52,7 +55,8 @@ struct fleet {
     struct core_load *foreign; /* those */
     struct core_telemetry *telemetry;
 
-    enum policy_prefix knows;   /* prefixes from where */
+    enum policy_prefix knows; /* prefixes from where */
+    bool guesses; /* what was sent somewhere is cached there (core_config.guess_cache) */
     struct prefix_index *index; /* NULL: knows is POLICY_PREFIX_NONE */
     uint32_t min_block_tok;     /* of the policy */
     uint32_t *block_tok;        /* by worker: size of the blocks that the index has of it */
@@ -124,7 +128,7 @@ void fleet_unbook(struct fleet *f, uint32_t w, const struct core_request *r);
 /* Other controllers have this at w, in all: the books change by the difference. */
 void fleet_foreign(struct fleet *f, uint32_t w, const struct core_load *load);
 
-/* The request's prompt will be cached on w (POLICY_PREFIX_DISPATCH only; else nothing happens). */
+/* The request's prompt will be cached on w (if it guesses; else nothing happens). */
 void fleet_guess_cached(struct fleet *f, uint32_t w, const struct core_request *r);
 void fleet_cache_event(struct fleet *f, uint32_t w, const struct core_cache_event *ev);
 

@@ -78,11 +78,38 @@ const char *openai_endpoint_name(enum openai_endpoint e)
 
 /* ---- the canonical prompt and its keys */
 
+static uint64_t chunk_key(uint64_t parent, const void *chunk, size_t len)
+{
+    return request_chain_key(parent, XXH3_64bits(chunk, len));
+}
+
+/* Of a text that names something. */
+static uint64_t name_hash(const char *s, size_t len)
+{
+    return XXH3_64bits(s, len) | 1;
+}
+
+/* salt: 0 none, or its name_hash. */
+static uint64_t root_key(const char *model, size_t len, uint64_t salt)
+{
+    return XXH3_64bits_withSeed(model, len, salt);
+}
+
+uint64_t openai_root(const char *model, size_t len, const char *salt, size_t salt_len)
+{
+    return root_key(model, len, salt_len ? name_hash(salt, salt_len) : 0);
+}
+
+uint64_t openai_ids_key(uint64_t parent, const uint32_t ids[OPENAI_CHUNK_TOK])
+{
+    return chunk_key(parent, ids, OPENAI_CHUNK_TOK * sizeof *ids);
+}
+
 static void end_chunk(struct openai_reader *r, const void *chunk, size_t len)
 {
     if (r->n_keys == OPENAI_MAX_KEYS)
         return;
-    r->parent = request_chain_key(r->parent, XXH3_64bits(chunk, len));
+    r->parent = chunk_key(r->parent, chunk, len);
     r->keys[r->n_keys++] = r->parent;
 }
 
@@ -163,7 +190,7 @@ static uint64_t hash_of(const struct json_value *v)
     if (!json_is(v, JSON_STRING) || !v->len)
         return 0;
     if (!v->escaped)
-        return XXH3_64bits(v->s, v->len) | 1;
+        return name_hash(v->s, v->len);
     for (struct json_pieces p = json_pieces(v); json_piece(&p, &piece, &n);)
         hash = XXH3_64bits_withSeed(piece, n, hash);
     return hash | 1;
@@ -300,7 +327,7 @@ static void start_prompt(struct reading *k, const struct json_value *root)
     struct openai_request *q = k->out;
     const struct json_value *lora = json_get(root, "lora_path");
     k->r->n_keys = k->r->fill = 0;
-    k->r->parent = XXH3_64bits_withSeed(q->model, strlen(q->model), q->cache_salt);
+    k->r->parent = root_key(q->model, strlen(q->model), q->cache_salt);
     if (hash_of(lora))
         k->r->parent = request_chain_key(k->r->parent, hash_of(lora));
 }

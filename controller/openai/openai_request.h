@@ -67,6 +67,10 @@ struct openai_request {
     uint32_t key_tok; /* OPENAI_CHUNK_TOK: ids; 0: chunks of OPENAI_CHUNK_BYTES bytes */
 };
 
+/* How the chain of keys[] begins and goes on, for those who learn of token ids in other ways than from a body. */
+uint64_t openai_root(const char *model, size_t len, const char *salt, size_t salt_len);
+uint64_t openai_ids_key(uint64_t parent, const uint32_t ids[OPENAI_CHUNK_TOK]);
+
 /* Scratch memory of one thread: parser arena and keys. */
 struct openai_reader;
 

@@ -98,6 +98,7 @@ struct core_config serve_core_config(const struct serve_config *c, const struct 
                                 .tenants = tenants,
                                 .n_tenants = n,
                                 .max_inflight_per_worker = p->max_inflight_per_worker,
+                                .guess_cache = true,
                                 .max_retries = p->max_retries,
                                 .retry_partial = p->retry_partial,
                                 .retry = p->retry,

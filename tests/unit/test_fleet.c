@@ -154,16 +154,41 @@ static void test_match(void **unused)
     fleet_match(&f, &r);
     expect[0] = 0;
     assert_memory_equal(f.cached_tok, expect, sizeof expect);
+    fleet_forget_match(&f);
+    fleet_cache_event(&f, 1, &(struct core_cache_event){.cleared = true});
+    fleet_match(&f, &r);
+    assert_memory_equal(f.cached_tok, nothing, sizeof nothing);
+    fleet_deinit(&f);
+}
+
+/* Guesses and events in one belief: what was sent there is there until an event says that it went. */
+static void test_guesses(void **unused)
+{
+    struct fleet f;
+    uint64_t keys[3] = {1, 2, 3};
+    struct core_request r = {.prompt_tok = 192, .keys = keys, .n_keys = 3, .key_tok = 64};
+    struct core_cache_event gone = {.depth = 2, .n_blocks = 1, .keys = keys + 1};
+    struct core_worker_config w = {.role = ROLE_BOTH, .block_size = 32, .up = true};
+    struct core_config c = {.n_workers = 1, .workers = &w, .max_requests = 1, .guess_cache = true};
+    const char *why;
+    (void)unused;
+    assert_int_equal(fleet_init(&f, &c, &events, &why), 0);
+    fleet_guess_cached(&f, 0, &r);
+    fleet_match(&f, &r);
+    assert_int_equal(f.cached_tok[0], 192);
+    fleet_forget_match(&f);
+    fleet_cache_event(&f, 0, &gone);
+    fleet_match(&f, &r);
+    assert_int_equal(f.cached_tok[0], 64);
     fleet_deinit(&f);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_candidates),
-        cmocka_unit_test(test_reach),
-        cmocka_unit_test(test_limit),
-        cmocka_unit_test(test_match),
+        cmocka_unit_test(test_candidates), cmocka_unit_test(test_reach),
+        cmocka_unit_test(test_limit),      cmocka_unit_test(test_match),
+        cmocka_unit_test(test_guesses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
