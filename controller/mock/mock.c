@@ -3,7 +3,8 @@
  *
  *   POST /v1/chat/completions, /v1/completions      streamed or not; `max_tokens` tokens come (16 without)
  *   GET  /v1/models /health /metrics                metrics under vLLM's names
- *   POST /mock/fault                                {"kind":"hang|slow|error|cut|crash|none", "factor":2, "share":0.1}
+ *   POST /mock/fault                                {"kind":"hang|slow|error|cut|crash|mute|none", "factor":2, "share":0.1}
+ *   with --kv-events: what its prefix cache has and loses, over ZeroMQ (mock_kv.h)
  *
  * Prefill and decode apart as vLLM's NIXL connector does it: kv_transfer_params with do_remote_decode hold the KV and
  * come back with the answer; with do_remote_prefill the prompt's KV is taken as there.
@@ -26,6 +27,7 @@
 #include "controller/http/http_server.h"
 #include "controller/mock/mock_answer.h"
 #include "controller/mock/mock_engine.h"
+#include "controller/mock/mock_kv.h"
 #include "controller/openai/json_edit.h"
 #include "controller/openai/openai_error.h"
 #include "controller/openai/openai_request.h"
@@ -35,13 +37,25 @@
 #define BYTES_PER_TOK 4u
 #define NONE UINT32_MAX
 
-enum fault_kind_mock { MOCK_NONE, MOCK_HANG, MOCK_SLOW, MOCK_ERROR, MOCK_CUT, MOCK_CRASH };
+enum fault_kind_mock {
+    MOCK_NONE,
+    MOCK_HANG,
+    MOCK_SLOW,
+    MOCK_ERROR,
+    MOCK_CUT,
+    MOCK_CRASH,
+    MOCK_MUTE
+};
 
 struct live {
     struct http_exchange *ex; /* NULL: free, or KV held for a pull */
     struct openai_request q;
     struct mock_answer answer;
-    uint64_t *keys;
+    uint64_t *keys, uid;
+    uint32_t *
+        ids; /* of a prompt that came as token ids, where KV events are published; n_ids 0: it did not */
+    uint32_t n_ids;
+    char *salt; /* likewise */
     uint32_t prompt_tok, limit, out;
     bool prefill_only, held, cut;
     int64_t arrived_ps, last_ps;
@@ -64,6 +78,8 @@ struct mock {
     struct rng rng;
     enum fault_kind_mock fault;
     double fault_share;
+    struct mock_kv *kv; /* NULL: no events are published */
+    struct mock_batch batch;
     /* counters of /metrics */
     uint64_t ttft_count, itl_count, requests;
     double ttft_sum_s, itl_sum_s;
@@ -77,6 +93,8 @@ static int64_t now_ps(const struct mock *m)
 /* ---- steps */
 
 static void on_step(uv_timer_t *timer);
+
+static void publish(struct mock *m);
 
 static void go_on(struct mock *m)
 {
@@ -93,6 +111,7 @@ static void on_step(uv_timer_t *timer)
     if (m->fault == MOCK_HANG)
         return;
     mock_engine_step_end(m->engine, now_ps(m));
+    publish(m);
     go_on(m);
 }
 
@@ -112,10 +131,17 @@ static uint32_t live_new(struct mock *m)
     return h;
 }
 
+static void live_deinit(struct live *l)
+{
+    free(l->keys);
+    free(l->ids);
+    free(l->salt);
+    mock_answer_deinit(&l->answer);
+}
+
 static void live_free(struct mock *m, uint32_t h)
 {
-    free(m->live[h].keys);
-    mock_answer_deinit(&m->live[h].answer);
+    live_deinit(&m->live[h]);
     m->live[h] = (struct live){.next_free = m->free_live};
     m->free_live = h;
 }
@@ -245,8 +271,108 @@ static void on_prefilled(void *ctx, uint32_t h, const struct engine_record *reco
     l->ex = NULL;
 }
 
+/* ---- KV events */
+
+static uint32_t key_tok_of(const struct live *l)
+{
+    return l->q.key_tok ? l->q.key_tok : OPENAI_CHUNK_BYTES / BYTES_PER_TOK;
+}
+
+/* What the engine calls a request's block (request.h). */
+static uint64_t block_name(const struct mock *m, const struct live *l, uint32_t depth)
+{
+    uint32_t end_tok = (depth + 1) * engine_config_of(mock_engine_inner(m->engine))->block_size;
+    uint32_t key = (end_tok - 1) / key_tok_of(l);
+    return l->keys && key < l->q.n_keys && end_tok <= l->prompt_tok ? l->keys[key]
+                                                                    : request_generated_key(l->uid);
+}
+
+static uint64_t block_hash(uint64_t name, uint32_t depth)
+{
+    return rng_mix64(name + depth);
+}
+
+/* Ids of a block: those of the prompt, or what a tokenizer might have made of its text. */
+static void block_ids(const struct mock *m, const struct live *l, uint32_t depth, uint32_t *ids)
+{
+    uint32_t size = engine_config_of(mock_engine_inner(m->engine))->block_size, at = depth * size;
+    uint64_t name = block_name(m, l, depth);
+    for (uint32_t i = 0; i < size; i++)
+        ids[i] = at + i < l->n_ids ? l->ids[at + i] : (uint32_t)(rng_mix64(name + at + i) % 128000);
+}
+
+/* The request whose block this is. NULL: it has left. */
+static const struct live *owner_of(const struct mock *m, uint64_t name, uint32_t depth)
+{
+    for (uint32_t h = 0; h < m->n_live; h++) {
+        if (m->live[h].limit && block_name(m, &m->live[h], depth) == name)
+            return &m->live[h];
+    }
+    return NULL;
+}
+
+static void store(struct mock *m, const struct engine_cache_change *c)
+{
+    uint32_t size = engine_config_of(mock_engine_inner(m->engine))->block_size, n = 0;
+    const struct live *l = owner_of(m, c->names[0], c->depth);
+    uint64_t *hashes = calloc(c->n_blocks, sizeof *hashes), parent;
+    uint32_t *ids = calloc((size_t)c->n_blocks * size, sizeof *ids);
+    while (l && hashes && ids && n < c->n_blocks && block_name(m, l, c->depth + n) == c->names[n]) {
+        hashes[n] = block_hash(c->names[n], c->depth + n);
+        block_ids(m, l, c->depth + n, ids + (size_t)n * size);
+        n++;
+    }
+    if (n) {
+        if (c->depth)
+            parent = block_hash(block_name(m, l, c->depth - 1), c->depth - 1);
+        mock_batch_stored(&m->batch, hashes, n, c->depth ? &parent : NULL, ids, size,
+                          c->depth ? NULL : l->salt);
+    }
+    free(hashes);
+    free(ids);
+}
+
+static void on_cache(void *ctx, const struct engine_cache_change *c)
+{
+    struct mock *m = ctx;
+    if (!m->kv || !c->n_blocks)
+        return;
+    if (c->stored) {
+        store(m, c);
+        return;
+    }
+    for (uint32_t i = 0; i < c->n_blocks; i++) {
+        uint64_t hash = block_hash(c->names[i], c->depth + i);
+        mock_batch_removed(&m->batch, &hash, 1);
+    }
+}
+
+static void publish(struct mock *m)
+{
+    if (!m->kv || !m->batch.n)
+        return;
+    mock_kv_publish(m->kv, mock_batch_end(&m->batch, (double)uv_hrtime() / 1e9),
+                    m->fault == MOCK_MUTE);
+}
+
+/* What publishing needs of a body beside what openai_request_read makes of it. */
+static void keep_ids(struct live *l, struct http_slice body)
+{
+    yyjson_doc *doc = yyjson_read(body.s, body.len, 0);
+    yyjson_val *root = yyjson_doc_get_root(doc), *prompt = yyjson_obj_get(root, "prompt"), *id;
+    const char *salt = yyjson_get_str(yyjson_obj_get(root, "cache_salt"));
+    size_t i, n;
+    l->salt = salt && *salt ? strdup(salt) : NULL;
+    if (l->q.key_tok && yyjson_is_uint(yyjson_arr_get_first(prompt)) &&
+        (l->ids = calloc(yyjson_arr_size(prompt), sizeof *l->ids))) {
+        yyjson_arr_foreach (prompt, i, n, id)
+            l->ids[l->n_ids++] = (uint32_t)yyjson_get_uint(id);
+    }
+    yyjson_doc_free(doc);
+}
+
 static const struct mock_ops engine_ops = {
-    .token = on_token, .done = on_done, .prefilled = on_prefilled};
+    .token = on_token, .done = on_done, .prefilled = on_prefilled, .cache = on_cache};
 
 static unsigned transfer_flags(struct http_slice body)
 {
@@ -263,17 +389,16 @@ static unsigned transfer_flags(struct http_slice body)
 static void submit(struct mock *m, uint32_t h, unsigned flags)
 {
     struct live *l = &m->live[h];
-    struct request_spec s = {
-        .uid = ++m->uid,
-        .prompt_tok = l->prompt_tok,
-        .output_tok = l->limit,
-        .max_tokens = l->limit,
-        .priority = l->q.priority,
-        .arrival_ps = l->arrived_ps,
-        .keys = l->keys,
-        .n_keys = l->keys ? l->q.n_keys : 0,
-        .key_tok =
-            l->keys ? (l->q.key_tok ? l->q.key_tok : OPENAI_CHUNK_BYTES / BYTES_PER_TOK) : 0};
+    l->uid = ++m->uid;
+    struct request_spec s = {.uid = l->uid,
+                             .prompt_tok = l->prompt_tok,
+                             .output_tok = l->limit,
+                             .max_tokens = l->limit,
+                             .priority = l->q.priority,
+                             .arrival_ps = l->arrived_ps,
+                             .keys = l->keys,
+                             .n_keys = l->keys ? l->q.n_keys : 0,
+                             .key_tok = l->keys ? key_tok_of(l) : 0};
     int rc = mock_engine_submit(m->engine, l->arrived_ps, &s, h, flags);
     if (!rc) {
         go_on(m);
@@ -335,6 +460,8 @@ static void generate(struct mock *m, struct http_exchange *ex, enum openai_endpo
                           : l->prompt_tok * BYTES_PER_TOK / OPENAI_CHUNK_BYTES;
     http_exchange_set_user(ex, (void *)(uintptr_t)(h + 1));
     unsigned flags = transfer_flags(body);
+    if (m->kv)
+        keep_ids(l, body);
     http_exchange_release(ex);
     submit(m, h, flags);
 }
@@ -375,14 +502,14 @@ static void reply_metrics(struct mock *m, struct http_exchange *ex)
 
 static void set_fault(struct mock *m, struct http_exchange *ex)
 {
-    static const char *const names[] = {"none", "hang", "slow", "error", "cut", "crash"};
+    static const char *const names[] = {"none", "hang", "slow", "error", "cut", "crash", "mute"};
     struct http_slice body = http_request_body(ex);
     yyjson_doc *doc = yyjson_read(body.s, body.len, 0);
     yyjson_val *root = yyjson_doc_get_root(doc);
     const char *kind = yyjson_get_str(yyjson_obj_get(root, "kind"));
     yyjson_val *factor = yyjson_obj_get(root, "factor"), *share = yyjson_obj_get(root, "share");
     int found = -1;
-    for (int i = 0; kind && i < 6; i++) {
+    for (int i = 0; kind && i < 7; i++) {
         if (!strcmp(kind, names[i]))
             found = i;
     }
@@ -391,7 +518,7 @@ static void set_fault(struct mock *m, struct http_exchange *ex)
     yyjson_doc_free(doc);
     if (found < 0 || !(f > 0 && f <= 1000)) {
         refuse(ex, 400,
-               "kind must be none, hang, slow, error, cut or crash; factor from 0 to 1000");
+               "kind must be none, hang, slow, error, cut, crash or mute; factor from 0 to 1000");
         return;
     }
     m->fault = (enum fault_kind_mock)found;
@@ -471,11 +598,14 @@ static const char help[] =
     "      --seed N             (1)\n"
     "      --num-gpu-blocks N, --block-size N, --max-num-seqs N, --max-num-batched-tokens N, --max-model-len N\n"
     "                           as in a serve command of vLLM (27000, 16, 256, 8192, none)\n"
+    "      --kv-events PORT     publish KV events there, as vLLM does (PUB); 0: the system chooses\n"
+    "      --kv-replay PORT     replay them there (ROUTER; 0)\n"
+    "      --kv-encoding NAME   map (vLLM since June 2026), array (before), sglang (map)\n"
     "  -h, --help\n"
     "\n"
     "POST /mock/fault {\"kind\": \"hang\"}: stops generating but answers /health; slow (factor), error (share of requests\n"
     "that get a 503), cut (share of answers that end in the middle: streams, and documents shorter than their length), crash,\n"
-    "none.\n";
+    "mute (KV events are replayed but not published), none.\n";
 
 enum {
     M_PORT = 256,
@@ -489,7 +619,10 @@ enum {
     M_BLOCK,
     M_SEQS,
     M_TOKENS,
-    M_LEN
+    M_LEN,
+    M_KV,
+    M_KV_REPLAY,
+    M_KV_ENCODING
 };
 
 static const struct option long_options[] = {
@@ -505,6 +638,9 @@ static const struct option long_options[] = {
     {"max-num-seqs", required_argument, NULL, M_SEQS},
     {"max-num-batched-tokens", required_argument, NULL, M_TOKENS},
     {"max-model-len", required_argument, NULL, M_LEN},
+    {"kv-events", required_argument, NULL, M_KV},
+    {"kv-replay", required_argument, NULL, M_KV_REPLAY},
+    {"kv-encoding", required_argument, NULL, M_KV_ENCODING},
     {"help", no_argument, NULL, 'h'},
     {NULL, 0, NULL, 0},
 };
@@ -512,7 +648,9 @@ static const struct option long_options[] = {
 struct settings {
     struct mock_options engine;
     const char *host, *model, *profile;
-    uint32_t port;
+    uint32_t port, kv_port, kv_replay_port;
+    bool kv;
+    enum mock_encoding encoding;
     double scale;
 };
 
@@ -548,6 +686,17 @@ static int real(const char *name, double min, double max, double *out)
     return 0;
 }
 
+static int read_encoding(struct settings *s)
+{
+    for (int i = 0; i < MOCK_ENC_COUNT; i++) {
+        if (!strcmp(optarg, mock_encoding_names[i])) {
+            s->encoding = (enum mock_encoding)i;
+            return 0;
+        }
+    }
+    return complain("--kv-encoding takes map, array or sglang, not '%s'", optarg);
+}
+
 static int read_option(struct settings *s, int opt)
 {
     struct engine_config *e = &s->engine.engine;
@@ -574,6 +723,9 @@ static int read_option(struct settings *s, int opt)
     case M_TOKENS:
         return whole("max-num-batched-tokens", 1, ENGINE_MAX_TOKENS, &e->max_num_batched_tokens);
     case M_LEN: return whole("max-model-len", 1, ENGINE_MAX_TOKENS, &e->max_model_len);
+    case M_KV: s->kv = true; return whole("kv-events", 0, 65535, &s->kv_port);
+    case M_KV_REPLAY: return whole("kv-replay", 0, 65535, &s->kv_replay_port);
+    case M_KV_ENCODING: return read_encoding(s);
     case 'h': fputs(help, stdout); return -1;
     default: return complain("see weir mock --help");
     }
@@ -606,6 +758,7 @@ static void on_signal(uv_signal_t *handle, int number)
     struct mock *m = handle->data;
     (void)number;
     http_server_close(m->server);
+    mock_kv_close(m->kv);
     uv_close((uv_handle_t *)&m->step, NULL);
     uv_close((uv_handle_t *)&m->term, NULL);
     uv_close((uv_handle_t *)&m->intr, NULL);
@@ -632,6 +785,11 @@ static int open_all(struct mock *m, const struct settings *s)
     m->server = http_server_new(m->http, &o, &server_ops, m, error);
     if (!m->server)
         return complain("%s", error);
+    const char *why;
+    if (s->kv && !(m->kv = mock_kv_new(&m->uv, s->host, s->kv_port, s->kv_replay_port, &why)))
+        return complain("KV events on %s:%u, replay on %u: %s", s->host, s->kv_port,
+                        s->kv_replay_port, why);
+    m->batch.encoding = s->encoding;
     uv_timer_init(&m->uv, &m->step);
     uv_signal_init(&m->uv, &m->term);
     uv_signal_init(&m->uv, &m->intr);
@@ -663,14 +821,17 @@ int mock_main(int argc, char **argv)
     if (rc)
         return rc < 0 ? 0 : rc;
     signal(SIGPIPE, SIG_IGN);
-    printf("weir mock: %s on %s:%u\n", m.model, s.host, http_server_port(m.server));
+    printf("weir mock: %s on %s:%u", m.model, s.host, http_server_port(m.server));
+    if (m.kv)
+        printf(", KV events on %s:%u, replay on %s:%u", s.host, mock_kv_port(m.kv), s.host,
+               mock_kv_replay_port(m.kv));
+    putchar('\n');
     fflush(stdout);
     uv_run(&m.uv, UV_RUN_DEFAULT);
     uv_loop_close(&m.uv);
-    for (uint32_t i = 0; i < m.n_live; i++) {
-        free(m.live[i].keys);
-        mock_answer_deinit(&m.live[i].answer);
-    }
+    for (uint32_t i = 0; i < m.n_live; i++)
+        live_deinit(&m.live[i]);
+    mock_batch_deinit(&m.batch);
     mock_text_deinit(&m.text);
     mock_engine_free(m.engine);
     openai_reader_free(m.reader);

@@ -39,6 +39,7 @@ struct mock_engine *mock_engine_new(const struct mock_options *o, const struct m
     }
     m->ops = *ops;
     m->ctx = ctx;
+    engine_log_cache(m->engine, ops->cache != NULL);
     m->jitter = o->jitter;
     m->slow = 1;
     rng_init(&m->rng, rng_mix64(o->seed));
@@ -130,6 +131,8 @@ void mock_engine_step_end(struct mock_engine *m, int64_t now)
     uint32_t n;
     m->stepping = false;
     engine_step_end(m->engine, now);
+    if (m->ops.cache)
+        engine_drain_cache_log(m->engine, m->ops.cache, m->ctx);
     tell_tokens(m);
     const struct engine_event *events = engine_events(m->engine, &n);
     for (uint32_t i = 0; i < n; i++) {

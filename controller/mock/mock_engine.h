@@ -26,6 +26,8 @@ struct mock_ops {
                  const struct engine_record *record); /* after its last token */
     void (*prefilled)(void *ctx, uint32_t handle,
                       const struct engine_record *record); /* its KV is held */
+    /* Changes of the prefix cache, before the rest of a step is told; NULL: nobody wants to know. */
+    void (*cache)(void *ctx, const struct engine_cache_change *change);
 };
 
 struct mock_engine;

@@ -127,6 +127,19 @@ static const char *split_url(struct config_worker *w)
     return NULL;
 }
 
+/* NULL, or what is wrong with where KV events are to be read. */
+static const char *check_kv(const struct config_worker *w)
+{
+    const char *const addresses[] = {w->kv_events, w->kv_replay};
+    for (int i = 0; i < 2; i++) {
+        if (addresses[i][0] && strncmp(addresses[i], "tcp://", 6) &&
+            strncmp(addresses[i], "ipc://", 6))
+            return i ? "kv_replay: expected tcp://HOST:PORT"
+                     : "kv_events: expected tcp://HOST:PORT";
+    }
+    return w->kv_replay[0] && !w->kv_events[0] ? "kv_replay comes with kv_events" : NULL;
+}
+
 static struct config_worker *new_worker(struct config_pool *p)
 {
     MEM_GROW(p->workers, p->workers_cap, p->n_workers + 1);
@@ -180,6 +193,12 @@ static int add_worker(const struct load *l, struct config_pool *p, struct config
         w->url[0] ? split_url(w) : "expected url: http://HOST:PORT; a worker has an address";
     if (wrong) {
         ytree_error(l->f.error, "%s: %s (got '%.100s')", where, wrong, w->url);
+        return WEIR_E_INPUT;
+    }
+    wrong = check_kv(w);
+    if (wrong) {
+        ytree_error(l->f.error, "%s: %s (got '%.100s', '%.100s')", where, wrong, w->kv_events,
+                    w->kv_replay);
         return WEIR_E_INPUT;
     }
     uint32_t n = 0;

@@ -36,6 +36,7 @@ struct config_worker {
     uint32_t role; /* enum worker_role */
     uint32_t bootstrap_port;
     char engine_id[SERVE_HOST_BYTES], kv_address[SERVE_HOST_BYTES];
+    char kv_events[SERVE_HOST_BYTES], kv_replay[SERVE_HOST_BYTES];
     uint32_t blocks, block_size, max_model_len, max_num_seqs, max_num_batched_tokens;
     unsigned line; /* of the file; 0: command line */
     /* from url */

@@ -19,6 +19,7 @@ struct sample {
     struct core_worker_state state;     /* BY_WORKER */
     struct core_belief belief;          /* BY_WORKER */
     struct reqlog_stats log;            /* zeros without a log */
+    struct kv_feed_stats kv;            /* BY_WORKER */
     enum core_reason reason;            /* BY_REASON */
 };
 
@@ -100,6 +101,17 @@ GET(get_poll_failures, s->worker->failed)
 GET(get_running, s->worker->metrics.figure[FIGURE_RUNNING])
 GET(get_waiting, s->worker->metrics.figure[FIGURE_WAITING])
 GET(get_kv_usage, s->worker->metrics.figure[FIGURE_KV_USAGE])
+GET(get_kv_batches, s->kv.batches)
+GET(get_kv_refused, s->kv.refused)
+GET(get_kv_gaps, s->kv.gaps)
+GET(get_kv_healed, s->kv.healed)
+GET(get_kv_epochs, s->kv.epochs)
+GET(get_kv_blocks, s->kv.blocks.blocks)
+GET(get_kv_stored, s->kv.blocks.stored)
+GET(get_kv_removed, s->kv.blocks.removed)
+GET(get_kv_untold, s->kv.blocks.orphans + s->kv.blocks.nameless + s->kv.blocks.elsewhere +
+                       s->kv.blocks.unfit + s->kv.blocks.beyond)
+GET(get_kv_strangers, s->kv.blocks.strangers)
 GET(get_age, s->worker->answered_ms ? (double)(s->v->now_ms - s->worker->answered_ms) / 1e3 : -1.0)
 
 static double get_longest_lap(const struct sample *s)
@@ -215,6 +227,19 @@ static const struct row rows[] = {
     {"weir_worker_waiting", "gauge", BY_WORKER, get_waiting, "Requests waiting, as the engine reports."},
     {"weir_worker_kv_usage", "gauge", BY_WORKER, get_kv_usage, "Share of the KV cache in use, as the engine reports."},
     {"weir_worker_state_age_seconds", "gauge", BY_WORKER, get_age, "Age of the worker's last report; -1: none yet."},
+    {"weir_kv_batches_total", "counter", BY_WORKER, get_kv_batches, "Batches of KV events read from the worker."},
+    {"weir_kv_batches_refused_total", "counter", BY_WORKER, get_kv_refused,
+     "Of these, malformed ones: all that was known of the worker's cache is forgotten then."},
+    {"weir_kv_gaps_total", "counter", BY_WORKER, get_kv_gaps, "Gaps in the worker's KV events."},
+    {"weir_kv_gaps_healed_total", "counter", BY_WORKER, get_kv_healed,
+     "Times a replay had all that was missing; after other gaps all that was known is forgotten."},
+    {"weir_kv_epochs_total", "counter", BY_WORKER, get_kv_epochs, "New lives of the worker's engine, by its KV events."},
+    {"weir_kv_blocks", "gauge", BY_WORKER, get_kv_blocks, "Cached blocks of the worker that are followed now."},
+    {"weir_kv_blocks_stored_total", "counter", BY_WORKER, get_kv_stored, "Blocks that KV events brought."},
+    {"weir_kv_blocks_removed_total", "counter", BY_WORKER, get_kv_removed, "Blocks that KV events took away."},
+    {"weir_kv_blocks_untold_total", "counter", BY_WORKER, get_kv_untold,
+     "Blocks in KV events that have no name here: parent unknown, images, other tiers or groups of layers, odd sizes, too many."},
+    {"weir_kv_blocks_strangers_total", "counter", BY_WORKER, get_kv_strangers, "Blocks that KV events took away without having brought them."},
 };
 /* clang-format on */
 #pragma GCC diagnostic pop
@@ -308,6 +333,7 @@ static void write_row(FILE *out, const struct row *row, struct sample *s)
                                  &s->state);
             s->belief =
                 hub_belief(serve->pools[serve->workers[i].pool].hub, serve->workers[i].index);
+            poller_kv_stats(s->v->poller, i, &s->kv);
             snprintf(labels, sizeof labels, "{pool=\"%s\",worker=\"%s\"}",
                      serve->pools[serve->workers[i].pool].name, serve->workers[i].name);
             put_row(out, row, labels, s);

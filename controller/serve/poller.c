@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include <yyjson.h>
+#include <zmq.h>
 
 enum question { ASK_METRICS, ASK_HEALTH, ASK_MODELS };
 
@@ -23,6 +24,7 @@ struct watch {
     size_t len, cap;
     uint64_t models_ms; /* when its models were last asked for; 0: never */
     struct http_timer timer;
+    struct kv_feed *kv; /* NULL: not begun, or not wanted */
 };
 
 struct poller {
@@ -32,6 +34,7 @@ struct poller {
     struct http_client *client;
     uint32_t interval_ms;
     struct watch *watches;
+    void *zmq; /* NULL until a worker publishes KV events */
 };
 
 const char *poller_state_name(enum poller_state s)
@@ -71,12 +74,60 @@ static void set_state(struct watch *w, enum poller_state to)
     hub_worker(hub_of(w), w->poller->serve->workers[w->worker].index, kinds[to]);
 }
 
+/* ---- KV events */
+
+static void tell_cache(void *ctx, const struct core_cache_event *ev)
+{
+    struct watch *w = ctx;
+    hub_cache(hub_of(w), w->poller->serve->workers[w->worker].index, ev);
+}
+
+static void begin_kv(struct watch *w)
+{
+    struct poller *p = w->poller;
+    struct serve_worker *worker = &p->serve->workers[w->worker];
+    struct serve_pool *pool = &p->serve->pools[worker->pool];
+    char model[SERVE_MODEL_BYTES] = "";
+    const char *why = "out of memory";
+    if (w->kv || !worker->kv_events[0] || !(hub_needs(pool->hub) & 1u << CORE_EV_CACHE))
+        return;
+    uv_rwlock_rdlock(&p->serve->models_lock);
+    if (pool->n_models)
+        memcpy(model, pool->models[0], sizeof model);
+    uv_rwlock_rdunlock(&p->serve->models_lock);
+    if (!model[0])
+        return;
+    struct kv_feed_options o = {.loop = http_loop_uv(p->http),
+                                .zmq = p->zmq ? p->zmq : (p->zmq = zmq_ctx_new()),
+                                .events = worker->kv_events,
+                                .replay = worker->kv_replay,
+                                .block_tok = worker->core.block_size,
+                                .model = model,
+                                .tell = tell_cache,
+                                .ctx = w};
+    w->kv = p->zmq ? kv_feed_new(&o, &why) : NULL;
+    if (w->kv)
+        kv_feed_up(w->kv);
+    else
+        fprintf(stderr, "weir serve: worker %s: KV events of %s: %s\n", worker->name,
+                worker->kv_events, why);
+}
+
+void poller_kv_stats(const struct poller *p, uint32_t worker, struct kv_feed_stats *out)
+{
+    *out = (struct kv_feed_stats){.batches = 0};
+    if (p->watches[worker].kv)
+        kv_feed_stats(p->watches[worker].kv, out);
+}
+
 static void good(struct watch *w)
 {
     w->seen.failures = 0;
     w->seen.answered_ms = now_ms(w->poller);
     if (w->seen.state == POLLER_UNKNOWN || w->seen.state == POLLER_DOWN) {
         set_state(w, POLLER_UP);
+        if (w->kv)
+            kv_feed_up(w->kv);
         if (w->drained)
             set_state(w, POLLER_DRAINING);
     }
@@ -156,6 +207,7 @@ static void answered(struct watch *w)
     if (w->question == ASK_MODELS) {
         if (w->status == 200)
             read_models(w);
+        begin_kv(w);
     } else if (w->status == 404 && w->question == ASK_METRICS) {
         w->no_metrics = true;
         ask(w, ASK_HEALTH);
@@ -284,6 +336,8 @@ static void stop(struct watch *w)
         http_call_cancel(w->call);
     http_timer_deinit(w->poller->http, &w->timer);
     free(w->text);
+    kv_feed_close(w->kv);
+    w->kv = NULL;
     w->poller = NULL;
 }
 
@@ -330,6 +384,8 @@ void poller_close(struct poller *p)
         stop(&p->watches[i]);
     if (p->client)
         http_client_close(p->client);
+    if (p->zmq)
+        zmq_ctx_term(p->zmq); /* all its sockets are closed, and none lingers */
     free(p->watches);
     free(p);
 }

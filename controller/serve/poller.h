@@ -6,11 +6,15 @@
  * A worker gets no requests before its first good answer. An engine without a /metrics page (404) is asked for /health
  * instead, and then says no more than that it lives. A page that is not an engine's is a failure: "healthy" by
  * status alone has been seen while an engine was still loading (failures.md 10).
+ *
+ * Where a worker publishes KV events and the policy reckons with them, they are read on the same loop (kv_feed.h), from when
+ * the worker is up and a model of its pool is known: prompts are named by model.
  */
 #ifndef WEIR_POLLER_H
 #define WEIR_POLLER_H
 
 #include "controller/engines/engine_metrics.h"
+#include "controller/engines/kv_feed.h"
 #include "controller/http/http_client.h"
 #include "controller/serve/proxy.h"
 
@@ -43,6 +47,9 @@ void poller_close(struct poller *p);
 /* A worker has taken a place, or left it: it is polled from now on, or no longer. */
 void poller_watch(struct poller *p, uint32_t worker);
 void poller_unwatch(struct poller *p, uint32_t worker);
+
+/* What came of its KV events; zero where none are read. */
+void poller_kv_stats(const struct poller *p, uint32_t worker, struct kv_feed_stats *out);
 
 const struct poller_worker *poller_worker_at(const struct poller *p, uint32_t worker);
 /* A worker takes no new requests from now on (operator's wish), or may again. */

@@ -32,6 +32,7 @@ static bool same_worker(const struct serve_worker *w, const struct config_worker
     return !strcmp(w->name, other.name) && !strcmp(w->host, other.host) && w->port == other.port &&
            w->tls == other.tls && w->bootstrap_port == other.bootstrap_port &&
            !strcmp(w->engine_id, other.engine_id) && !strcmp(w->kv_address, other.kv_address) &&
+           !strcmp(w->kv_events, other.kv_events) && !strcmp(w->kv_replay, other.kv_replay) &&
            w->core.role == other.core.role && w->core.block_size == other.core.block_size &&
            w->core.num_gpu_blocks == other.core.num_gpu_blocks &&
            w->core.max_model_len == other.core.max_model_len &&

@@ -44,6 +44,8 @@ struct serve_worker {
     /* hand-over of KV, where its role is prefill or decode */
     uint16_t bootstrap_port;
     char engine_id[SERVE_HOST_BYTES], kv_address[SERVE_HOST_BYTES];
+    /* where it publishes KV events, and replays them; empty: nowhere */
+    char kv_events[SERVE_HOST_BYTES], kv_replay[SERVE_HOST_BYTES];
     atomic_uint
         losses; /* how often it was seen to go down: what was sent before is lost, if it stays silent */
 };

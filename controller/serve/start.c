@@ -65,6 +65,8 @@ void serve_worker_set(struct serve_worker *w, const struct config_worker *from)
     snprintf(w->host, sizeof w->host, "%s", from->host);
     snprintf(w->engine_id, sizeof w->engine_id, "%s", from->engine_id);
     snprintf(w->kv_address, sizeof w->kv_address, "%s", from->kv_address);
+    snprintf(w->kv_events, sizeof w->kv_events, "%s", from->kv_events);
+    snprintf(w->kv_replay, sizeof w->kv_replay, "%s", from->kv_replay);
     w->port = from->port;
     w->tls = from->tls;
     w->bootstrap_port = (uint16_t)from->bootstrap_port;

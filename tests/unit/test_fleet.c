@@ -165,9 +165,9 @@ static void test_match(void **unused)
 static void test_guesses(void **unused)
 {
     struct fleet f;
-    uint64_t keys[3] = {1, 2, 3};
+    uint64_t keys[3] = {1, 2, 3}, last[2] = {3, 3};
     struct core_request r = {.prompt_tok = 192, .keys = keys, .n_keys = 3, .key_tok = 64};
-    struct core_cache_event gone = {.depth = 2, .n_blocks = 1, .keys = keys + 1};
+    struct core_cache_event gone = {.depth = 4, .n_blocks = 2, .keys = last};
     struct core_worker_config w = {.role = ROLE_BOTH, .block_size = 32, .up = true};
     struct core_config c = {.n_workers = 1, .workers = &w, .max_requests = 1, .guess_cache = true};
     const char *why;
@@ -179,7 +179,7 @@ static void test_guesses(void **unused)
     fleet_forget_match(&f);
     fleet_cache_event(&f, 0, &gone);
     fleet_match(&f, &r);
-    assert_int_equal(f.cached_tok[0], 64);
+    assert_int_equal(f.cached_tok[0], 128);
     fleet_deinit(&f);
 }
 
