@@ -239,7 +239,8 @@ static const struct row rows[] = {
     {"weir_kv_blocks_removed_total", "counter", BY_WORKER, get_kv_removed, "Blocks that KV events took away."},
     {"weir_kv_blocks_untold_total", "counter", BY_WORKER, get_kv_untold,
      "Blocks in KV events that have no name here: parent unknown, images, other tiers or groups of layers, odd sizes, too many."},
-    {"weir_kv_blocks_strangers_total", "counter", BY_WORKER, get_kv_strangers, "Blocks that KV events took away without having brought them."},
+    {"weir_kv_blocks_strangers_total", "counter", BY_WORKER, get_kv_strangers,
+     "Blocks that KV events took away without having brought them."},
 };
 /* clang-format on */
 #pragma GCC diagnostic pop
