@@ -649,12 +649,15 @@ static int check_top(const struct load *l)
 {
     struct serve_config *c = l->c;
     char *error = l->f.error, at[KEYS_WHERE_BYTES];
+    const char *why;
     if (!split_address(c->listen, c->set.listen_host, &c->set.listen_port))
         ytree_error(error, "%s: expected HOST:PORT, got '%.100s'", where_top(l, "", "listen", at),
                     c->listen);
     else if (!split_address(c->admin, c->admin_host, &c->admin_port))
         ytree_error(error, "%s: expected HOST:PORT, got '%.100s'",
                     where_top(l, "admin", "listen", at), c->admin);
+    else if (strcmp(c->state, "none") != 0 && redis_url_read(&c->redis, c->state, &why))
+        ytree_error(error, "%s: %s; or none", where_top(l, "", "state", at), why);
     else if (!c->set.tls_cert[0] != !c->set.tls_key[0])
         ytree_error(error, "%s: tls.cert and tls.key (--tls-cert, --tls-key) come together",
                     where_top(l, "tls", c->set.tls_cert[0] ? "cert" : "key", at));

@@ -15,6 +15,7 @@
 #include "controller/config/keys.h"
 #include "controller/core/policy.h"
 #include "controller/serve/serve.h"
+#include "controller/state/redis_url.h"
 
 #define CONFIG_ADDRESS_BYTES 300u
 #define CONFIG_TOKEN_BYTES 256u /* the admin token, with its NUL */
@@ -81,6 +82,8 @@ struct serve_config {
     uint64_t log_rotate_bytes;
     uint32_t poll_ms;
     uint64_t seed;
+    char state[REDIS_URL_BYTES]; /* "none", or read into redis */
+    struct redis_url redis;
     struct serve_settings set;
     struct config_pool *pools;
     uint32_t n_pools;

@@ -33,6 +33,9 @@ static const struct key keys[] = {
     {CONFIG_TOP, KEY_INNER, "routes", .default_note = "none", .help = "list of paths with deadlines of their own, see below"},
     {CONFIG_TOP, KEY_U32, "poll_ms", .unit = "ms", .min = 10, .max = 3600000, .def = "100", TOP_AT(poll_ms),
      .option = "poll", .fixed = true, .help = "interval at which the engines' metrics are read"},
+    {CONFIG_TOP, KEY_TEXT, "state", .min = 1, .def = "none", TOP_AT(state), .cap = REDIS_URL_BYTES, .option = "state", .fixed = true,
+     .help = "what this controller shares with others and with `weir agent`: redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss:// "
+             "(TLS) or unix://PATH; none: nothing, only the engines' own metrics count"},
     {CONFIG_TOP, KEY_BOOL, "trust_headers", .def = "false", SET_AT(trust_headers), .option = "trust-headers",
      .help = "priority, session, tenant and SLO headers of clients count"},
     {CONFIG_TOP, KEY_TEXT, "tenant_header", .def = "\"\"", SET_AT(tenant_header), .cap = 64, .option = "tenant-header",

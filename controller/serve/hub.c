@@ -50,6 +50,8 @@ struct hub {
     uint32_t n_entries, entries_cap, max_entries, free_entry;
     struct hub_loop *loops[HUB_MAX_LOOPS];
     uint32_t n_loops;
+    uv_async_t *moved; /* hub_watch */
+    bool moved_sent;
     struct hub_stats stats;
 };
 
@@ -220,6 +222,10 @@ static int take(struct hub *h, struct hub_loop *from, struct core_event *ev)
     h->stats.events++;
     if (rc)
         h->stats.refused++;
+    if (h->moved && !h->moved_sent && ev->kind < CORE_EV_WORKER_UP) {
+        h->moved_sent = true;
+        uv_async_send(h->moved);
+    }
     sort_commands(h, from);
     int64_t next = core_next_timer_ps(h->core);
     if (next < due || ev->kind == CORE_EV_TIMER)
@@ -389,6 +395,27 @@ void hub_telemetry(struct hub_loop *l, uint32_t worker, const struct core_teleme
 void hub_cache(struct hub_loop *l, uint32_t worker, const struct core_cache_event *ev)
 {
     worker_event(l, (struct core_event){.kind = CORE_EV_CACHE, .worker = worker, .cache = ev});
+}
+
+void hub_foreign(struct hub_loop *l, uint32_t worker, const struct core_load *load)
+{
+    worker_event(l, (struct core_event){.kind = CORE_EV_FOREIGN, .worker = worker, .load = load});
+}
+
+void hub_watch(struct hub *h, uv_async_t *moved)
+{
+    uv_mutex_lock(&h->lock);
+    h->moved = moved;
+    uv_mutex_unlock(&h->lock);
+}
+
+void hub_own_loads(struct hub *h, struct core_load *out, uint32_t n)
+{
+    uv_mutex_lock(&h->lock);
+    h->moved_sent = false;
+    for (uint32_t w = 0; w < n; w++)
+        out[w] = core_own_load(h->core, w);
+    uv_mutex_unlock(&h->lock);
 }
 
 void hub_get_stats(struct hub *h, struct hub_stats *out)

@@ -80,6 +80,14 @@ WEIR_NODISCARD int hub_reconfigure(struct hub_loop *l, const struct core_config 
 void hub_telemetry(struct hub_loop *l, uint32_t worker, const struct core_telemetry *t);
 void hub_cache(struct hub_loop *l, uint32_t worker, const struct core_cache_event *ev);
 
+/* All that other controllers have at a worker: CORE_EV_FOREIGN. */
+void hub_foreign(struct hub_loop *l, uint32_t worker, const struct core_load *load);
+
+/* Sends `moved` when what is in flight has changed since hub_own_loads was last called. Before any request; NULL: no more. */
+void hub_watch(struct hub *h, uv_async_t *moved);
+/* core_own_load of workers 0 to n - 1. */
+void hub_own_loads(struct hub *h, struct core_load *out, uint32_t n);
+
 /* Now, on the core's clock (ps since hub_new). */
 int64_t hub_now_ps(const struct hub *h);
 

@@ -8,7 +8,7 @@
 #include "controller/serve/request_log.h"
 #include "predictor/version.h"
 
-enum labels { NO_LABEL, BY_POOL, BY_WORKER, BY_REASON, BY_VERSION };
+enum labels { NO_LABEL, BY_POOL, BY_WORKER, BY_REASON, BY_VERSION, BY_STATE_ERROR, BY_STATE_FAULT };
 
 /* What a getter gets: sums over threads, and the label's place. */
 struct sample {
@@ -20,6 +20,11 @@ struct sample {
     struct core_belief belief;          /* BY_WORKER */
     struct reqlog_stats log;            /* zeros without a log */
     struct kv_feed_stats kv;            /* BY_WORKER */
+    struct shared_stats shared;         /* zeros without shared state */
+    const struct feed_stats *feed;      /* likewise */
+    uint32_t worker_at;                 /* BY_WORKER: its place */
+    enum feed_error state_error;        /* BY_STATE_ERROR */
+    enum record_fault state_fault;      /* BY_STATE_FAULT */
     enum core_reason reason;            /* BY_REASON */
 };
 
@@ -73,6 +78,21 @@ GET(get_prefill_tok, s->belief.books.prefill_tok)
 GET(get_belief_ttft, (double)s->belief.ttft_ps / 1e12)
 GET(get_ttft_bias, s->belief.bias.ttft)
 GET(get_tpot_bias, s->belief.bias.tpot)
+GET(get_state_connected, s->feed->connected)
+GET(get_state_connects, s->feed->connects)
+GET(get_state_age, s->v->shared ? s->shared.age_s : -1)
+GET(get_state_errors, s->feed->errors[s->state_error])
+GET(get_state_refused, s->feed->refused[s->state_fault])
+GET(get_state_sent, s->feed->sent)
+GET(get_state_dropped, s->feed->dropped)
+GET(get_state_received, s->feed->received)
+GET(get_state_full_reads, s->feed->full_reads)
+GET(get_state_gaps, s->feed->gaps + s->shared.gaps)
+GET(get_state_ignored, s->shared.ignored)
+GET(get_state_workers, s->feed->workers)
+GET(get_state_controllers, s->shared.controllers)
+GET(get_state_foreign, s->shared.foreign)
+GET(get_agent_failure, s->v->shared ? shared_failure(s->v->shared, s->worker_at) : -1)
 GET(get_log_written, s->log.written)
 GET(get_log_full, s->log.dropped_full)
 GET(get_log_disk, s->log.dropped_disk)
@@ -179,6 +199,22 @@ static const struct row rows[] = {
     {"weir_request_log_dropped_disk_total", "counter", NO_LABEL, get_log_disk,
      "Lines of the request log that were dropped because the disk did not take them."},
     {"weir_request_log_failing", "gauge", NO_LABEL, get_log_failing, "1: the last write to the request log failed."},
+    {"weir_state_connected", "gauge", NO_LABEL, get_state_connected,
+     "1: the shared store (`state:`) answers; 0: it does not, or there is none. Routing goes on either way."},
+    {"weir_state_connects_total", "counter", NO_LABEL, get_state_connects, "Times that the store was reached (again)."},
+    {"weir_state_age_seconds", "gauge", NO_LABEL, get_state_age, "Since the store last answered; -1: it never has."},
+    {"weir_state_errors_total", "counter", BY_STATE_ERROR, get_state_errors, "Errors of the store and of connections to it, by kind."},
+    {"weir_state_refused_total", "counter", BY_STATE_FAULT, get_state_refused, "Messages in the store that were not taken, by reason."},
+    {"weir_state_sent_total", "counter", NO_LABEL, get_state_sent, "Commands that the store carried out."},
+    {"weir_state_dropped_total", "counter", NO_LABEL, get_state_dropped,
+     "Messages that were not sent because the store was not there or did not keep up; later ones make up for them."},
+    {"weir_state_received_total", "counter", NO_LABEL, get_state_received, "Messages that were read and taken."},
+    {"weir_state_full_reads_total", "counter", NO_LABEL, get_state_full_reads, "Times that all workers' records were read."},
+    {"weir_state_gaps_total", "counter", NO_LABEL, get_state_gaps, "Messages of others that were missing, each run of them."},
+    {"weir_state_ignored_total", "counter", NO_LABEL, get_state_ignored, "Messages of more controllers than the limit, and repeats."},
+    {"weir_state_workers", "gauge", NO_LABEL, get_state_workers, "Workers that agents report in the store now."},
+    {"weir_state_controllers", "gauge", NO_LABEL, get_state_controllers, "Other controllers that are heard of now."},
+    {"weir_state_foreign_requests", "gauge", NO_LABEL, get_state_foreign, "Their requests at workers of this one, now."},
     {"weir_prompt_tokens_total", "counter", NO_LABEL, get_prompt_tok, "Prompt tokens by the engines' own usage."},
     {"weir_output_tokens_total", "counter", NO_LABEL, get_output_tok,
      "Output tokens: by usage where the engine sends it, else as counted in the stream."},
@@ -220,6 +256,8 @@ static const struct row rows[] = {
      "First token predicted for a prompt of 1,000 uncached tokens that were sent there now."},
     {"weir_worker_ttft_bias", "gauge", BY_WORKER, get_ttft_bias, "By what its first tokens were later than by step times alone."},
     {"weir_worker_tpot_bias", "gauge", BY_WORKER, get_tpot_bias, "The same of the time between its tokens."},
+    {"weir_worker_agent_failure", "gauge", BY_WORKER, get_agent_failure,
+     "What its `weir agent` says: 0 well, 1 unreachable, 2 stalled, 3 errors, 4 GPU errors; -1: no agent is heard of."},
     {"weir_worker_draining", "gauge", BY_WORKER, get_draining, "1: an operator drains the worker."},
     {"weir_worker_polls_total", "counter", BY_WORKER, get_polls, "Polls of the worker's metrics."},
     {"weir_worker_poll_failures_total", "counter", BY_WORKER, get_poll_failures, "Polls that failed."},
@@ -312,6 +350,21 @@ static void write_pools(FILE *out, const struct row *row, struct sample *s)
     }
 }
 
+static void write_kinds(FILE *out, const struct row *row, struct sample *s)
+{
+    char labels[64];
+    for (int e = 0; row->labels == BY_STATE_ERROR && e < FEED_ERRORS; e++) {
+        s->state_error = (enum feed_error)e;
+        snprintf(labels, sizeof labels, "{kind=\"%s\"}", feed_error_name(s->state_error));
+        put_row(out, row, labels, s);
+    }
+    for (int f = RECORD_GOOD + 1; row->labels == BY_STATE_FAULT && f < RECORD_FAULTS; f++) {
+        s->state_fault = (enum record_fault)f;
+        snprintf(labels, sizeof labels, "{reason=\"%s\"}", record_fault_name(s->state_fault));
+        put_row(out, row, labels, s);
+    }
+}
+
 static void write_row(FILE *out, const struct row *row, struct sample *s)
 {
     char labels[2 * SERVE_HOST_BYTES + 64];
@@ -325,11 +378,14 @@ static void write_row(FILE *out, const struct row *row, struct sample *s)
         break;
     case BY_POOL:
     case BY_REASON: write_pools(out, row, s); break;
+    case BY_STATE_ERROR:
+    case BY_STATE_FAULT: write_kinds(out, row, s); break;
     case BY_WORKER:
         for (uint32_t i = 0; i < serve->n_workers; i++) {
             if (!serve->workers[i].present || serve->workers[i].leaving)
                 continue;
             s->worker = poller_worker_at(s->v->poller, i);
+            s->worker_at = i;
             (void)hub_get_worker(serve->pools[serve->workers[i].pool].hub, serve->workers[i].index,
                                  &s->state);
             s->belief =
@@ -354,16 +410,22 @@ void metrics_write(FILE *out, const struct metrics_view *v)
 {
     struct proxy_counts sum;
     metrics_sum(v, &sum);
-    struct sample s = {.v = v, .sum = &sum};
+    static const struct feed_stats no_feed;
+    struct sample s = {.v = v, .sum = &sum, .feed = &no_feed};
     if (v->serve->log)
         s.log = reqlog_stats(v->serve->log);
+    if (v->shared) {
+        s.shared = shared_stats(v->shared);
+        s.feed = s.shared.feed;
+    }
     for (size_t i = 0; i < N_ROWS; i++)
         write_row(out, &rows[i], &s);
 }
 
 void metrics_write_page(FILE *out)
 {
-    static const char *const labels[] = {"", "pool", "pool, worker", "pool, reason", "version"};
+    static const char *const labels[] = {"",        "pool", "pool, worker", "pool, reason",
+                                         "version", "kind", "reason"};
     fputs(
         "# Metrics of `weir serve`\n\n"
         "Generated by `weir serve --metrics-page` from the table in controller/serve/metrics.c; a test checks that it\n"

@@ -8,6 +8,7 @@
 
 #include "controller/serve/poller.h"
 #include "controller/serve/proxy.h"
+#include "controller/serve/shared.h"
 
 /* Where the figures are. All of it may be read on the admin listener's thread. */
 struct metrics_view {
@@ -15,8 +16,9 @@ struct metrics_view {
     struct proxy *const *proxies; /* one a thread */
     uint32_t n_proxies;
     const struct poller *poller;
-    struct http_loop *http; /* of that thread */
-    uint64_t now_ms;        /* its loop time */
+    const struct shared *shared; /* NULL: state is none */
+    struct http_loop *http;      /* of that thread */
+    uint64_t now_ms;             /* its loop time */
 };
 
 /* The counts of all threads together. */

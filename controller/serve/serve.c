@@ -19,6 +19,7 @@
 #include "controller/serve/notify.h"
 #include "controller/serve/reload.h"
 #include "controller/serve/request_log.h"
+#include "controller/serve/shared.h"
 #include "controller/serve/sockets.h"
 #include "controller/serve/start.h"
 #include "controller/serve/successor.h"
@@ -44,6 +45,7 @@ struct daemon {
     uint32_t n_threads;
     struct proxy **proxies;
     struct poller *poller;
+    struct shared *shared; /* NULL: state is none */
     struct admin *admin;
     uv_signal_t term, intr, hup, usr2;
     struct sockets sockets; /* that were given */
@@ -102,6 +104,7 @@ static void on_ended(uv_async_t *handle)
     struct daemon *d = handle->data;
     admin_close(d->admin); /* NULL: a successor has taken it over */
     successor_close(&d->successor);
+    shared_close(d->shared);
     poller_close(d->poller);
     proxy_close(d->proxies[0]);
     uv_close((uv_handle_t *)&d->term, NULL);
@@ -334,7 +337,13 @@ static int open_all(struct daemon *d)
     d->poller = poller_new(&d->serve, first->proxy, first->http, c->poll_ms);
     if (!d->poller)
         return complain("out of memory");
+    if (strcmp(c->state, "none") != 0) {
+        d->shared = shared_new(&d->serve, first->proxy, &first->uv, &c->redis, error);
+        if (!d->shared)
+            return complain("state: %s", error);
+    }
     struct metrics_view view = {.serve = &d->serve,
+                                .shared = d->shared,
                                 .proxies = d->proxies,
                                 .n_proxies = d->n_threads,
                                 .poller = d->poller,

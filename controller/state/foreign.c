@@ -14,6 +14,7 @@ struct foreign {
     uint32_t n_workers, n_changed, at; /* at: where foreign_changed goes on looking */
     struct controller controllers[FOREIGN_MAX_CONTROLLERS];
     bool *changed;
+    uint64_t *named, message; /* by worker: the last message that named it */
 };
 
 struct foreign *foreign_new(uint32_t n_workers)
@@ -23,9 +24,10 @@ struct foreign *foreign_new(uint32_t n_workers)
         return NULL;
     f->n_workers = n_workers;
     f->changed = calloc(n_workers ? n_workers : 1, sizeof *f->changed);
-    if (f->changed)
+    f->named = calloc(n_workers ? n_workers : 1, sizeof *f->named);
+    if (f->changed && f->named)
         return f;
-    free(f);
+    foreign_free(f);
     return NULL;
 }
 
@@ -36,6 +38,7 @@ void foreign_free(struct foreign *f)
     for (uint32_t i = 0; i < FOREIGN_MAX_CONTROLLERS; i++)
         free(f->controllers[i].loads);
     free(f->changed);
+    free(f->named);
     free(f);
 }
 
@@ -78,15 +81,6 @@ static struct controller *find(struct foreign *f, const char *name)
     return spare;
 }
 
-static bool is_named(const struct dispatches *d, uint32_t w, foreign_index_fn index, void *user)
-{
-    for (uint32_t i = 0; i < d->n; i++) {
-        if (index(user, d->loads[i].worker) == w)
-            return true;
-    }
-    return false;
-}
-
 int foreign_take(struct foreign *f, const struct dispatches *d, uint64_t now_ms,
                  foreign_index_fn index, void *user, bool *gap)
 {
@@ -99,16 +93,19 @@ int foreign_take(struct foreign *f, const struct dispatches *d, uint64_t now_ms,
     *gap = c->sequence && d->sequence > c->sequence + 1;
     c->sequence = d->sequence;
     c->until_ms = now_ms + d->lease_ms;
-    for (uint32_t w = 0; d->whole && w < f->n_workers; w++) {
-        if (c->loads[w].requests && !is_named(d, w, index, user))
-            set(f, c, w, &(struct core_load){0});
-    }
+    f->message++;
     for (uint32_t i = 0; i < d->n; i++) {
         const struct worker_load *l = &d->loads[i];
         uint32_t w = index(user, l->worker);
-        if (w < f->n_workers)
-            set(f, c, w,
-                &(struct core_load){l->requests, l->prefilling, l->prefill_tok, l->prompt_tok});
+        if (w >= f->n_workers)
+            continue;
+        f->named[w] = f->message;
+        set(f, c, w,
+            &(struct core_load){l->requests, l->prefilling, l->prefill_tok, l->prompt_tok});
+    }
+    for (uint32_t w = 0; d->whole && w < f->n_workers; w++) {
+        if (f->named[w] != f->message)
+            set(f, c, w, &(struct core_load){0});
     }
     return 0;
 }
