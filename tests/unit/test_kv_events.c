@@ -253,6 +253,11 @@ static void broken_off(void **state)
     assert_int_equal(decode("\x93\x00\xdd\xff\xff\xff\xff\x00", 8), WEIR_E_INPUT); /* 2^32 events */
     assert_int_equal(decode("\x90", 1), WEIR_E_INPUT);                             /* none at all */
     assert_int_equal(decode("\xc0", 1), WEIR_E_INPUT);
+    assert_int_equal(decode("\x92\xd4", 2),
+                     WEIR_E_INPUT); /* an ext without its type, as all that follow */
+    assert_int_equal(decode("\x92\xd8", 2), WEIR_E_INPUT);
+    assert_int_equal(decode("\x92\xc7\x00", 3), WEIR_E_INPUT);
+    assert_int_equal(decode("\x92\xc9\x00\x00\x00\x00", 6), WEIR_E_INPUT);
     stop();
 }
 
