@@ -1,8 +1,8 @@
 #!/bin/sh
-# What the compiler learns the program's habits from (WEIR_PROFILE_GUIDED in CMakeLists.txt): generated traces through
-# the schedulers, policies and set-ups that replays are about, a second or two in all.
+# What the compiler learns the programs' habits from (WEIR_PROFILE_GUIDED in CMakeLists.txt): generated traces through
+# the schedulers, policies and set-ups that replays are about, and requests through weir serve; some seconds in all.
 #
-#     bench/train.sh WEIR FOLDER      WEIR: built to write its profile; FOLDER: for the traces
+#     bench/train.sh WEIR FOLDER      WEIR: built to write its profile, weir-live beside it; FOLDER: for the traces
 set -eu
 weir=$(realpath "$1")
 mkdir -p "$2"
@@ -26,3 +26,6 @@ replay "$dir/chat.jsonl" --workers 4 --policy round_robin,sticky,cache_aware,lme
 replay "$dir/chat.jsonl" --stack "$stacks/llama8b-h100-pd.yaml" --policy round_robin,dynamo_cost
 replay "$dir/chat.jsonl" --workers 4 --set scheduler=sglang
 replay "$dir/chat.jsonl" --workers 4 --set scheduler=trtllm
+if command -v python3 >/dev/null; then
+    python3 bench/train_live.py "$weir-live"
+fi
