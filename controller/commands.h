@@ -12,6 +12,7 @@ int profile_main(int argc, char **argv);
 int policies_main(int argc, char **argv);
 int serve_main(int argc, char **argv);
 int mock_main(int argc, char **argv);
+int agent_main(int argc, char **argv);
 int top_main(int argc, char **argv);
 
 #endif

@@ -48,6 +48,7 @@ static const struct {
 } commands[] = {
     {"serve", "stand in front of engines and route requests, inline", LIVE(serve_main)},
     {"top", "live view of a weir serve: workers, queues, predicted and measured", LIVE(top_main)},
+    {"agent", "beside an engine: publish its state for controllers to read", LIVE(agent_main)},
     {"mock", "an engine without a model, for trying weir serve without a GPU", LIVE(mock_main)},
     {"replay", "run a recorded trace through one or more policies and compare them",
      OFFLINE(replay_main)},

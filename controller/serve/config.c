@@ -101,8 +101,7 @@ static int read_secret(const char *path, char *out, size_t cap, const char *wher
 
 /* ---- workers */
 
-/* url into host, port and tls. NULL, or what is wrong with it. */
-static const char *split_url(struct config_worker *w)
+const char *config_split_url(struct config_worker *w)
 {
     char text[CONFIG_ADDRESS_BYTES + 8];
     w->tls = !strncmp(w->url, "https://", 8);
@@ -190,7 +189,7 @@ static int add_worker(const struct load *l, struct config_pool *p, struct config
                       const char *where)
 {
     const char *wrong =
-        w->url[0] ? split_url(w) : "expected url: http://HOST:PORT; a worker has an address";
+        w->url[0] ? config_split_url(w) : "expected url: http://HOST:PORT; a worker has an address";
     if (wrong) {
         ytree_error(l->f.error, "%s: %s (got '%.100s')", where, wrong, w->url);
         return WEIR_E_INPUT;

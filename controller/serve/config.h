@@ -121,6 +121,9 @@ WEIR_NODISCARD int config_load_text(struct serve_config *c, const struct config_
                                     const char *name, const char *text, size_t len, char *error);
 void config_free(struct serve_config *c);
 
+/* url into host, port and tls; the name becomes HOST:PORT if there is none. NULL, or what is wrong with it. */
+const char *config_split_url(struct config_worker *w);
+
 /* Names of keys that differ between two configs and that a running process cannot change, as a list in out ("": none). */
 void config_fixed_changes(const struct serve_config *from, const struct serve_config *to, char *out,
                           size_t n);

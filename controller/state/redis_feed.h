@@ -27,7 +27,7 @@
 #define FEED_TIMEOUT_MS 1000u
 #define FEED_BLOCK_MS 300u /* of XREAD: well below the timeout */
 #define FEED_RETRY_MIN_MS 100u
-#define FEED_RETRY_MAX_MS 5000u
+#define FEED_RETRY_MAX_MS 2000u
 #define FEED_FULL_READ_MS 10000u
 #define FEED_READ_ENTRIES 128u  /* of one XREAD */
 #define FEED_WORKERS_LEN "1024" /* entries of the streams, about */
