@@ -36,6 +36,8 @@ static void pass_time(struct retry_budget *b, int64_t now_ps)
 
 void retry_budget_arrival(struct retry_budget *b, int64_t now_ps)
 {
+    if (!b->on)
+        return;
     pass_time(b, now_ps);
     b->slots[b->place].arrivals++;
     b->arrivals++;

@@ -33,7 +33,7 @@ struct retry_budget {
 void retry_budget_init(struct retry_budget *b, bool on, uint32_t percent, uint32_t floor_per_s);
 /* Other limits; what has been counted stays. */
 void retry_budget_limit(struct retry_budget *b, bool on, uint32_t percent, uint32_t floor_per_s);
-/* A request has arrived. now_ps never runs back. */
+/* A request has arrived (not counted while there is no budget). now_ps never runs back. */
 void retry_budget_arrival(struct retry_budget *b, int64_t now_ps);
 /* Whether one more retry is within the budget; if so, it is counted. */
 bool retry_budget_take(struct retry_budget *b, int64_t now_ps);
