@@ -4,7 +4,7 @@
     state_checks.py PATH/TO/weir [NAME...]
 """
 import contextlib
-import pathlib
+import os
 import shutil
 import signal
 import socket
@@ -15,7 +15,7 @@ import time
 
 sys.argv, names = sys.argv[:2], sys.argv[2:]
 from fault_checks import Load  # noqa: E402
-from serve_checks import (PATIENCE_S, WEIR, Process, Stream, call, chat, fault, metric, run_checks, state,  # noqa: E402
+from serve_checks import (PATIENCE_S, THREADS, WEIR, Process, Stream, call, chat, fault, metric, run_checks, state,  # noqa: E402
                           wait_for)
 
 
@@ -69,7 +69,7 @@ def controllers(n=2, engines=2, redis=(), mock=(), url=None, serve=()):
         backs = [Process("mock", "--port", "0", "--seed", str(i), *mock) for i in range(engines)]
         workers = [a for e in backs for a in ("--worker", e.url())]
         fronts = [Process("serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--poll", "50", "--explain",
-                          "--state", url(store) if url else store.url(), *workers, *serve, admin=True) for _ in range(n)]
+                          "--state", url(store) if url else store.url(), *workers, *THREADS, *serve, admin=True) for _ in range(n)]
         try:
             for f in fronts:
                 wait_for(lambda: sum(w["state"] == "up" for w in state(f)) == engines, "all workers are up")
@@ -230,7 +230,7 @@ def an_agent_reports_and_its_lease_runs_out():
 
 def logins_databases_and_sockets():
     secret = "p%40ss"
-    with controllers(n=1, engines=1, redis=("--requirepass", "p@ss"), url=lambda r: r.url(f":{secret}@", 3)) as (redis, _, (a,)):
+    with controllers(n=1, engines=1, redis=("--requirepass", "p@ss"), url=lambda r: r.url(f":{secret}@", 3)) as (redis, (engine,), (a,)):
         weir = Process("serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--worker", "http://127.0.0.1:1",
                        "--state", f"unix://:{secret}@{redis.folder}/redis.sock?db=3", admin=True)
         wrong = Process("serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--worker", "http://127.0.0.1:1",
@@ -239,9 +239,43 @@ def logins_databases_and_sockets():
             wait_for(lambda: metric(weir.admin, "weir_state_controllers") == 1, "over a socket, the same database")
             wait_for(lambda: errors(wrong, "auth") > 0, "a wrong password is an error of its own kind")
             assert not connected(wrong)
+            assert weir.end() == 0 and wrong.end() == 0
+            agent = Process("agent", "--engine", engine.url(), "--redis", redis.url(f":{secret}@", 3), "--name", "other:1")
+            wait_for(lambda: metric(a.admin, "weir_state_workers") == 1, "an agent, under a name of its own")
+            assert agent.end() == 0
         finally:
             weir.end(signal.SIGKILL)
             wrong.end(signal.SIGKILL)
+
+
+def certificates_are_verified():
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test", "-addext",
+                        "subjectAltName=IP:127.0.0.1", "-keyout", f"{folder}/key", "-out", f"{folder}/cert"],
+                       check=True, capture_output=True)
+        port = free_port()
+        redis = Redis(folder, "--tls-port", str(port), "--tls-cert-file", f"{folder}/cert", "--tls-key-file",
+                      f"{folder}/key", "--tls-auth-clients", "no")
+        started = []
+
+        def front(trusts, host):
+            os.environ["SSL_CERT_FILE"] = trusts
+            started.append(Process("serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--worker", "http://127.0.0.1:1",
+                                   "--state", f"rediss://{host}:{port}", admin=True))
+            return started[-1]
+        try:
+            good, stranger, other = (front(f"{folder}/cert", "127.0.0.1"), front("/dev/null", "127.0.0.1"),
+                                     front(f"{folder}/cert", "localhost"))
+            wait_for(lambda: connected(good), "over TLS")
+            wait_for(lambda: errors(stranger, "connect") + errors(stranger, "closed") > 1, "a certificate that nobody vouches for")
+            wait_for(lambda: errors(other, "connect") + errors(other, "closed") > 1, "a certificate for another host")
+            assert not connected(stranger) and not connected(other)
+            assert good.end() == 0 and stranger.end() == 0 and other.end() == 0
+        finally:
+            del os.environ["SSL_CERT_FILE"]
+            for p in started:
+                p.end(signal.SIGKILL)
+            redis.kill()
 
 
 def bad_addresses_are_one_line():
@@ -257,7 +291,7 @@ def bad_addresses_are_one_line():
 
 CHECKS = [bad_addresses_are_one_line, controllers_do_not_herd, a_killed_redis_costs_nothing, a_redis_that_hangs_costs_nothing,
           a_full_redis_costs_nothing, what_is_not_ours_is_refused, an_agent_reports_and_its_lease_runs_out,
-          logins_databases_and_sockets]
+          logins_databases_and_sockets, certificates_are_verified]
 
 if __name__ == "__main__":
     if not shutil.which("redis-server"):
