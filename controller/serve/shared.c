@@ -294,7 +294,7 @@ struct shared_stats shared_stats(const struct shared *s)
                                  .controllers = foreign_controllers(s->foreign),
                                  .foreign = foreign_requests(s->foreign),
                                  .gaps = s->gaps,
-        .ignored = s->ignored,
+                                 .ignored = s->ignored,
                                  .age_s = f->heard_ms ? (double)(uv_now(s->uv) - f->heard_ms) / 1e3
                                                       : -1};
 }
