@@ -148,7 +148,7 @@ def a_killed_redis_costs_nothing():
         wait_for(lambda: metric(a.admin, "weir_state_controllers") == 1, "they meet again")
         load.wait_for_answers(20)
         all_good(load.stop(), 80)
-        assert metric(a.admin, "weir_state_connects_total") == 2 and errors(a, "closed") >= 1
+        assert metric(a.admin, "weir_state_connects_total") >= 2 and errors(a, "closed") >= 1
         assert metric(a.admin, "weir_core_refused_events_total") == 0
         assert a.end() == 0 and b.end() == 0
 
@@ -175,7 +175,7 @@ def a_full_redis_costs_nothing():
         load = Load(a.port, clients=4, tokens=10)
         wait_for(lambda: errors(a, "full") > 2, "errors are counted")
         load.wait_for_answers(10)
-        assert connected(a)
+        wait_for(lambda: connected(a), "it stays connected")
         redis.say("CONFIG", "SET", "maxmemory", "0")
         sent = metric(a.admin, "weir_state_sent_total")
         wait_for(lambda: metric(a.admin, "weir_state_sent_total") > sent, "it goes on")
