@@ -9,11 +9,9 @@
  * Prefill and decode apart as vLLM's NIXL connector does it: kv_transfer_params with do_remote_decode hold the KV and
  * come back with the answer; with do_remote_prefill the prompt's KV is taken as there.
  */
-#include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +21,7 @@
 #include <uv.h>
 #include <yyjson.h>
 
+#include "controller/cli.h"
 #include "controller/commands.h"
 #include "controller/http/http_server.h"
 #include "controller/mock/mock_answer.h"
@@ -32,6 +31,8 @@
 #include "controller/openai/openai_error.h"
 #include "controller/openai/openai_request.h"
 #include "controller/replay/profile.h"
+
+#define COMMAND "mock"
 
 #define DEFAULT_MAX_TOKENS 16u
 #define BYTES_PER_TOK 4u
@@ -654,25 +655,12 @@ struct settings {
     double scale;
 };
 
-__attribute__((format(printf, 1, 2))) static int complain(const char *format, ...)
-{
-    va_list args;
-    fputs("weir mock: ", stderr);
-    va_start(args, format);
-    vfprintf(stderr, format, args);
-    va_end(args);
-    fputc('\n', stderr);
-    return 2;
-}
-
 static int whole(const char *name, uint32_t min, uint32_t max, uint32_t *out)
 {
-    char *end;
-    errno = 0;
-    unsigned long long x = strtoull(optarg, &end, 10);
-    if (*optarg < '0' || *optarg > '9' || *end || errno || x < min || x > max)
-        return complain("--%s takes a whole number from %u to %u, not '%s'", name, min, max,
-                        optarg);
+    uint64_t x;
+    if (!cli_whole(optarg, min, max, &x))
+        return cli_fail(COMMAND, "--%s takes a whole number from %u to %u, not '%s'", name, min,
+                        max, optarg);
     *out = (uint32_t)x;
     return 0;
 }
@@ -682,7 +670,8 @@ static int real(const char *name, double min, double max, double *out)
     char *end;
     *out = strtod(optarg, &end);
     if (!*optarg || *end || !(*out >= min && *out <= max))
-        return complain("--%s takes a number from %g to %g, not '%s'", name, min, max, optarg);
+        return cli_fail(COMMAND, "--%s takes a number from %g to %g, not '%s'", name, min, max,
+                        optarg);
     return 0;
 }
 
@@ -694,7 +683,7 @@ static int read_encoding(struct settings *s)
             return 0;
         }
     }
-    return complain("--kv-encoding takes map, array or sglang, not '%s'", optarg);
+    return cli_fail(COMMAND, "--kv-encoding takes map, array or sglang, not '%s'", optarg);
 }
 
 static int read_option(struct settings *s, int opt)
@@ -709,7 +698,7 @@ static int read_option(struct settings *s, int opt)
         s->model = optarg;
         return strlen(optarg) < 200 && !strpbrk(optarg, "\"\\\n") && *optarg
                    ? 0
-                   : complain("--model takes a name of 1 to 199 bytes without quotes");
+                   : cli_fail(COMMAND, "--model takes a name of 1 to 199 bytes without quotes");
     case M_PROFILE: s->profile = optarg; return 0;
     case M_SCALE: return real("scale", 1e-3, 1e3, &s->scale);
     case M_JITTER: return real("jitter", 0, 0.5, &s->engine.jitter);
@@ -727,7 +716,7 @@ static int read_option(struct settings *s, int opt)
     case M_KV_REPLAY: return whole("kv-replay", 0, 65535, &s->kv_replay_port);
     case M_KV_ENCODING: return read_encoding(s);
     case 'h': fputs(help, stdout); return -1;
-    default: return complain("see weir mock --help");
+    default: return cli_fail(COMMAND, "see weir mock --help");
     }
 }
 
@@ -745,11 +734,11 @@ static int read_physics(struct settings *s)
     profile_dirs_init(&dirs);
     if (s->profile && profile_find(&p, &s->engine.engine.kv_bytes_per_token, &gpus, s->profile, "",
                                    dirs.list, "--profile", error))
-        return complain("%s", error);
+        return cli_fail(COMMAND, "%s", error);
     p.scale = (p.scale > 0 ? p.scale : 1) * s->scale;
     if (step_model_init(&s->engine.engine.step, &p, &why) ||
         engine_config_check(&s->engine.engine, &why))
-        return complain("%s", why);
+        return cli_fail(COMMAND, "%s", why);
     return 0;
 }
 
@@ -774,7 +763,7 @@ static int open_all(struct mock *m, const struct settings *s)
     m->live = calloc(MOCK_MAX_REQUESTS, sizeof *m->live);
     if (!m->engine || !m->reader || !m->live || uv_loop_init(&m->uv) ||
         !(m->http = http_loop_new(&m->uv)))
-        return complain("out of memory");
+        return cli_fail(COMMAND, "out of memory");
     m->free_live = NONE;
     m->start_ns = uv_hrtime();
     rng_init(&m->rng, s->engine.seed);
@@ -784,10 +773,10 @@ static int open_all(struct mock *m, const struct settings *s)
     o.port = (uint16_t)s->port;
     m->server = http_server_new(m->http, &o, &server_ops, m, error);
     if (!m->server)
-        return complain("%s", error);
+        return cli_fail(COMMAND, "%s", error);
     const char *why;
     if (s->kv && !(m->kv = mock_kv_new(&m->uv, s->host, s->kv_port, s->kv_replay_port, &why)))
-        return complain("KV events on %s:%u, replay on %u: %s", s->host, s->kv_port,
+        return cli_fail(COMMAND, "KV events on %s:%u, replay on %u: %s", s->host, s->kv_port,
                         s->kv_replay_port, why);
     m->batch.encoding = s->encoding;
     uv_timer_init(&m->uv, &m->step);
@@ -813,7 +802,7 @@ int mock_main(int argc, char **argv)
     while (!rc && (opt = getopt_long(argc, argv, "h", long_options, NULL)) != -1)
         rc = read_option(&s, opt);
     if (!rc && optind < argc)
-        rc = complain("'%s' is not an option (see weir mock --help)", argv[optind]);
+        rc = cli_fail(COMMAND, "'%s' is not an option (see weir mock --help)", argv[optind]);
     if (!rc)
         rc = read_physics(&s);
     if (!rc)

@@ -1,21 +1,14 @@
 /* reload.c - see reload.h. */
 #include "controller/serve/reload.h"
 
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "controller/cli.h"
 #include "controller/serve/start.h"
 
-__attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
-{
-    va_list args;
-    fputs("weir serve: ", stderr);
-    va_start(args, format);
-    vfprintf(stderr, format, args);
-    va_end(args);
-    fputc('\n', stderr);
-}
+/* A line of the log, which is where messages of all commands go. */
+#define SAY(...) ((void)cli_fail("serve", __VA_ARGS__))
 
 static void spread(struct reload *r)
 {
@@ -78,7 +71,7 @@ static bool has_room(const struct reload *r, const struct serve_pool *p,
     for (uint32_t i = 0; i < c->n_workers; i++)
         wanted += !is_there(r->serve, p, &c->workers[i]);
     if (wanted > room)
-        say("reload: pool %s has room for %u more workers, not %u: raise spare_workers and restart, "
+        SAY("reload: pool %s has room for %u more workers, not %u: raise spare_workers and restart, "
             "or reload again when the leaving ones are gone; nothing was changed",
             p->name, room, wanted);
     return wanted <= room;
@@ -92,7 +85,7 @@ static void change_workers(struct reload *r, const struct serve_pool *p,
         struct serve_worker *w = &s->workers[i];
         if (!w->present || w->leaving || is_wanted(c, w))
             continue;
-        say("reload: worker %s leaves when its requests are over", w->name);
+        SAY("reload: worker %s leaves when its requests are over", w->name);
         w->leaving = true;
         r->n_leaving++;
         poller_drain(r->poller, i, true);
@@ -102,7 +95,7 @@ static void change_workers(struct reload *r, const struct serve_pool *p,
             continue;
         struct serve_worker *w = free_place(s, p);
         serve_worker_set(w, &c->workers[i]);
-        say("reload: worker %s joins", w->name);
+        SAY("reload: worker %s joins", w->name);
     }
 }
 
@@ -144,7 +137,7 @@ static void look(struct http_timer *timer)
         w->present = w->leaving = false;
         w->generation++;
         gone++;
-        say("reload: worker %s has left", w->name);
+        SAY("reload: worker %s has left", w->name);
     }
     r->n_leaving -= gone;
     if (r->n_leaving)
@@ -187,7 +180,7 @@ static void change_pool(struct reload *r, uint32_t index, const struct serve_con
     struct serve_pool *p = &r->serve->pools[index];
     struct core_config cc = serve_core_config(to, c, tenants);
     if (hub_reconfigure(proxy_hub_loop(r->proxy, index), &cc, &why)) /* was checked before */
-        say("reload: pool %s: %s; its limits stay", p->name, why);
+        SAY("reload: pool %s: %s; its limits stay", p->name, why);
     add_models(r->serve, p, c);
     change_workers(r, p, c);
 }
@@ -224,7 +217,7 @@ static void take(struct reload *r, struct serve_config *to, struct serve_live *l
             change_pool(r, i, to, c, tenants);
     }
     if (*fixed)
-        say("reload: needs a restart, and stays as it was: %s", fixed);
+        SAY("reload: needs a restart, and stays as it was: %s", fixed);
     r->old = s->live;
     s->live = live;
     config_free(r->config);
@@ -242,7 +235,7 @@ void reload_begin(struct reload *r)
     struct serve_live *live = NULL;
     char error[YTREE_ERROR_BYTES];
     if (r->stopped) {
-        say("reload: not while it drains");
+        SAY("reload: not while it drains");
         return;
     }
     if (r->spreading) {
@@ -258,13 +251,13 @@ void reload_begin(struct reload *r)
         live = serve_live_new(&to, error);
     if (live && tenants) {
         take(r, &to, live, tenants);
-        say("reload: done");
+        SAY("reload: done");
     } else {
         serve_live_free(live);
         config_free(&to);
         r->serve->reloads_refused++;
         r->serve->reload_failed = true;
-        say("reload refused, all goes on as before: %s", error);
+        SAY("reload refused, all goes on as before: %s", error);
     }
     free(tenants);
 }

@@ -8,12 +8,12 @@
  */
 #include <errno.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 
+#include "controller/cli.h"
 #include "controller/commands.h"
 #include "controller/serve/admin.h"
 #include "controller/serve/notify.h"
@@ -23,6 +23,8 @@
 #include "controller/serve/sockets.h"
 #include "controller/serve/start.h"
 #include "controller/serve/successor.h"
+
+#define COMMAND "serve"
 
 #define READY_WITHIN_MS 5000u
 #define READY_LOOK_MS 20u
@@ -73,17 +75,6 @@ const struct serve_pool *serve_pool_of(struct serve *s, const char *model, size_
     uv_rwlock_rdunlock(&s->models_lock);
     /* one pool: the engine knows best which models it has (adapters loaded since the last poll too) */
     return found ? found : s->n_pools == 1 ? &s->pools[0] : NULL;
-}
-
-__attribute__((format(printf, 1, 2))) static int complain(const char *format, ...)
-{
-    va_list args;
-    fputs("weir serve: ", stderr);
-    va_start(args, format);
-    vfprintf(stderr, format, args);
-    va_end(args);
-    fputc('\n', stderr);
-    return 2;
 }
 
 /* As many descriptors as the system lets us have: each request in the path takes two. */
@@ -262,16 +253,16 @@ static int open_thread(struct daemon *d, uint32_t i)
     t->daemon = d;
     if (uv_loop_init(&t->uv) || uv_async_init(&t->uv, &t->drain, on_drain) ||
         uv_async_init(&t->uv, &t->apply, on_apply))
-        return complain("no event loop: %s", strerror(errno));
+        return cli_fail(COMMAND, "no event loop: %s", strerror(errno));
     t->drain.data = t->apply.data = t;
     t->http = http_loop_new(&t->uv);
     if (!t->http)
-        return complain("out of memory");
+        return cli_fail(COMMAND, "out of memory");
     if (i) /* the first one may have let the system choose */
         d->serve.live->set.listen_port = proxy_port(d->proxies[0]);
     t->proxy = d->proxies[i] =
         proxy_new(&d->serve, &t->uv, t->http, sockets_take(&d->sockets, i), error);
-    return t->proxy ? 0 : complain("%s", error);
+    return t->proxy ? 0 : cli_fail(COMMAND, "%s", error);
 }
 
 static void close_thread(struct thread *t)
@@ -304,13 +295,13 @@ static int open_log(struct daemon *d)
         if (f)
             fclose(f);
         if (o.salt_len < REQLOG_SALT_MIN_BYTES)
-            return complain(
-                "request_log.salt_file: %.200s cannot be read, or has less than %u bytes",
+            return cli_fail(
+                COMMAND, "request_log.salt_file: %.200s cannot be read, or has less than %u bytes",
                 c->log_salt_file, REQLOG_SALT_MIN_BYTES);
         o.salt = salt;
     }
     d->serve.log = reqlog_open(&o, error);
-    return d->serve.log ? 0 : complain("%s", error);
+    return d->serve.log ? 0 : cli_fail(COMMAND, "%s", error);
 }
 
 static int open_all(struct daemon *d)
@@ -327,7 +318,7 @@ static int open_all(struct daemon *d)
     d->threads = calloc(d->n_threads, sizeof *d->threads);
     d->proxies = calloc(d->n_threads, sizeof *d->proxies);
     if (!d->threads || !d->proxies)
-        return complain("out of memory");
+        return cli_fail(COMMAND, "out of memory");
     for (uint32_t i = 0; i < d->n_threads; i++) {
         int rc = open_thread(d, i);
         if (rc)
@@ -336,11 +327,11 @@ static int open_all(struct daemon *d)
     struct thread *first = &d->threads[0];
     d->poller = poller_new(&d->serve, first->proxy, first->http, c->poll_ms);
     if (!d->poller)
-        return complain("out of memory");
+        return cli_fail(COMMAND, "out of memory");
     if (strcmp(c->state, "none") != 0) {
         d->shared = shared_new(&d->serve, first->proxy, &first->uv, &c->redis, error);
         if (!d->shared)
-            return complain("state: %s", error);
+            return cli_fail(COMMAND, "state: %s", error);
     }
     struct metrics_view view = {.serve = &d->serve,
                                 .shared = d->shared,
@@ -351,10 +342,10 @@ static int open_all(struct daemon *d)
     d->admin = admin_new(first->http, c->admin_host, c->admin_port, d->sockets.admin,
                          c->admin_token, &view, d->poller, error);
     if (!d->admin)
-        return complain("%s", error);
+        return cli_fail(COMMAND, "%s", error);
     if (uv_async_init(&first->uv, &d->ended, on_ended) ||
         uv_async_init(&first->uv, &d->applied, on_applied))
-        return complain("no event loop: %s", strerror(errno));
+        return cli_fail(COMMAND, "no event loop: %s", strerror(errno));
     d->ended.data = d->applied.data = d;
     d->reload = (struct reload){.serve = &d->serve,
                                 .config = &d->config,
@@ -393,7 +384,7 @@ static int run_all(struct daemon *d)
     signal(SIGPIPE, SIG_IGN);
     for (uint32_t i = 1; i < d->n_threads; i++) {
         if (uv_thread_create(&d->threads[i].id, run_thread, &d->threads[i]))
-            return complain("no thread can be made");
+            return cli_fail(COMMAND, "no thread can be made");
     }
     printf("weir serve: listening on %s:%u, admin on %s:%u; %u worker%s, ", c->set.listen_host,
            proxy_port(d->proxies[0]), c->admin_host, admin_port(d->admin), n, n == 1 ? "" : "s");
@@ -431,7 +422,7 @@ static int start(struct daemon *d)
     char error[YTREE_ERROR_BYTES];
     raise_files();
     if (sockets_inherit(&d->sockets, error) || serve_init(&d->serve, &d->config, error))
-        return complain("%s", error);
+        return cli_fail(COMMAND, "%s", error);
     int rc = open_all(d);
     if (!rc)
         rc = run_all(d);
@@ -451,11 +442,11 @@ int serve_main(int argc, char **argv)
     if (!rc)
         rc = config_load(&d.config, &d.args, error);
     if (rc < 0)
-        rc = complain("%s", error);
+        rc = cli_fail(COMMAND, "%s", error);
     else if (rc > 0)
         rc = 0; /* it has answered: --help */
     else if (d.args.check)
-        rc = serve_check(&d.config, error) ? complain("%s", error) : describe(&d.config);
+        rc = serve_check(&d.config, error) ? cli_fail(COMMAND, "%s", error) : describe(&d.config);
     else {
         d.successor.argv = argv - 1; /* the program's name is before the command: main.c */
         rc = start(&d);

@@ -7,23 +7,9 @@
 #include <string.h>
 
 #include "controller/serve/config.h"
+#include "tests/fuzz/fuzz.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void need(int ok, const char *what)
-{
-    if (ok)
-        return;
-    fprintf(stderr, "%s\n", what);
-    abort();
-}
-
-static void check_line(const char *s)
-{
-    need(*s != '\0', "refused without a word");
-    for (; *s; s++)
-        need((unsigned char)*s >= 0x20 && *s != 0x7f, "a message with a control character");
-}
 
 static void check_pool(const struct config_pool *p)
 {
@@ -41,7 +27,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     static struct serve_config c;
     char error[YTREE_ERROR_BYTES], changes[YTREE_ERROR_BYTES];
     if (config_load_text(&c, NULL, "f", (const char *)data, size, error)) {
-        check_line(error);
+        need_line(error);
     } else {
         need(c.n_pools > 0 && c.set.threads > 0 && c.set.listen_host[0], "an incomplete config");
         for (uint32_t i = 0; i < c.n_pools; i++)

@@ -11,6 +11,7 @@
 
 #include "controller/replay/input.h"
 #include "predictor/rng.h"
+#include "tests/fuzz/fuzz.h"
 
 #define LINE_MAX_BYTES 4096
 
@@ -21,14 +22,6 @@ struct outcome {
     int rc;
     char error[INPUT_ERROR_BYTES];
 };
-
-static void need(int ok, const char *what)
-{
-    if (ok)
-        return;
-    fprintf(stderr, "%s\n", what);
-    abort();
-}
 
 static uint64_t hash_line(uint64_t h, const char *s, size_t len)
 {

@@ -10,23 +10,9 @@
 #include <string.h>
 
 #include "controller/replay/stack.h"
+#include "tests/fuzz/fuzz.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void need(int ok, const char *what)
-{
-    if (ok)
-        return;
-    fprintf(stderr, "%s\n", what);
-    abort();
-}
-
-static void check_line(const char *s)
-{
-    need(*s != '\0', "refused without a word");
-    for (; *s; s++)
-        need((unsigned char)*s >= 0x20 && *s != 0x7f, "a message with a control character");
-}
 
 static char *printed(const struct stack *s)
 {
@@ -66,12 +52,12 @@ static void set_one(struct stack *s, const uint8_t *data, size_t size)
     const char *sets[] = {line};
     char *before = printed(s);
     if (stack_set_all(s, sets, 1, error)) {
-        check_line(error);
+        need_line(error);
         char *after = printed(s);
         need(strcmp(before, after) == 0, "a refused --set changes the stack");
         free(after);
     } else if (stack_check(s, "f", error)) {
-        check_line(error);
+        need_line(error);
     } else {
         round_trip(s);
     }
@@ -84,7 +70,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     char error[STACK_ERROR_BYTES];
     bool set = size > 5 && !memcmp(data, "#set ", 5);
     if (stack_load_memory(&s, "f", (const char *)data, size, NULL, error)) {
-        check_line(error);
+        need_line(error);
         stack_deinit(&s);
         if (!set)
             return 0;

@@ -11,6 +11,7 @@
 
 #include "controller/replay/trace.h"
 #include "predictor/rng.h"
+#include "tests/fuzz/fuzz.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -20,24 +21,10 @@ struct outcome {
     char error[TRACE_ERROR_BYTES];
 };
 
-static void need(int ok, const char *what)
-{
-    if (ok)
-        return;
-    fprintf(stderr, "%s\n", what);
-    abort();
-}
-
 static const char *refuse(void *ctx, uint32_t prompt_tok, uint32_t output_tok)
 {
     (void)ctx;
     return prompt_tok > 100000 && output_tok < 1000 ? "it is too large" : NULL;
-}
-
-static void check_line(const char *s)
-{
-    for (; *s; s++)
-        need((unsigned char)*s >= 0x20 && *s != 0x7f, "a message with a control character");
 }
 
 static uint64_t mix(uint64_t h, uint64_t v)
@@ -73,7 +60,7 @@ static void read_all(const uint8_t *data, size_t size, const struct trace_option
     struct trace *t = trace_open_memory("f", data, size, o, out->error);
     if (!t) {
         out->rc = WEIR_E_INPUT;
-        check_line(out->error);
+        need_printable(out->error);
         return;
     }
     while ((out->rc = trace_next(t, &q)) > 0) {
@@ -96,12 +83,12 @@ static void read_all(const uint8_t *data, size_t size, const struct trace_option
         need(out->error[0] != '\0', "an error without a message");
         need(trace_next(t, &q) == out->rc, "an error that goes away");
     }
-    check_line(out->error);
+    need_printable(out->error);
     out->bad = trace_bad_rows(t);
     out->failed = trace_failed_rows(t);
     need(out->bad <= o->skip_bad, "more bad rows than allowed");
     need(!out->bad == !trace_first_bad(t)[0], "bad rows without the first one's message");
-    check_line(trace_first_bad(t));
+    need_printable(trace_first_bad(t));
     trace_close(t);
 }
 
