@@ -20,13 +20,24 @@ BYTES_OF_A_BLOCK = 2048  # 512 tokens at four bytes
 MAX_OUTPUT = 64  # tokens: a demonstration, not a benchmark
 PATIENCE_S = 60
 
-children = []
+children, starting, stopped = [], [], []
+
+
+def stop(number, _):
+    """SIGINT or SIGTERM, the first of them: the end, but not before a process that is being started is known."""
+    stopped.append(number)
+    if not starting and len(stopped) == 1:
+        sys.exit(128 + number)
 
 
 def start(weir, *args):
     """A weir process; its ports, as its first line says."""
-    child = subprocess.Popen([weir, *args], stdout=subprocess.PIPE, text=True, start_new_session=True)
-    children.append(child)
+    starting.append(args)
+    children.append(subprocess.Popen([weir, *args], stdout=subprocess.PIPE, text=True, start_new_session=True))
+    starting.clear()
+    if stopped:
+        sys.exit(128 + stopped[0])
+    child = children[-1]
     line = child.stdout.readline()
     ports = [int(p) for p in re.findall(r":(\d+)", line)]
     if not ports:
@@ -137,7 +148,8 @@ def main():
     p.add_argument("--seconds", type=float, default=15)
     p.add_argument("--policies", default="round_robin,least_loaded,cache_aware,lmetric")
     a = p.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     rows = read_trace(a.trace, a.seconds)
     if not rows:
         raise SystemExit(f"live_demo: {a.trace} has no request in its first {a.seconds} s")
@@ -155,8 +167,6 @@ def main():
             failed += sum(not r["ok"] for r in results)
             print(row_of(policy, results), flush=True)
             stop_all()
-    except KeyboardInterrupt:
-        return 130
     finally:
         stop_all()
     return failed > 0
